@@ -1,0 +1,5 @@
+"""`python -m outzoom` is the command line."""
+
+from .cli import main
+
+main()

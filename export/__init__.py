@@ -1,0 +1,7 @@
+"""From a checkpoint to bundles: `open_checkpoint`, `read_recipe`, `Plan`, `build`."""
+
+from .build import Plan, build
+from .checkpoint import Checkpoint, open_checkpoint
+from .recipes import Recipe, known_recipes, read_recipe
+
+__all__ = ["Checkpoint", "Plan", "Recipe", "build", "known_recipes", "open_checkpoint", "read_recipe"]

@@ -1,0 +1,212 @@
+"""`export-all`: from a checkpoint to one bundle for each target and recipe.
+
+trace ONNX -> apply the recipe -> write ONNX -> compile for each target -> check parity -> write the bundle
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..compress.cast import cast_weights
+from ..runtime.backends import backend_for
+from ..runtime.bundle import (
+    COMPONENTS,
+    SCHEMA_VERSION,
+    Bundle,
+    Component,
+    Manifest,
+    RecipeInfo,
+    Source,
+    TensorSpec,
+    describe_files,
+    open_manifest,
+    write_manifest,
+)
+from ..runtime.errors import OutzoomError
+from ..runtime.files import atomic_directory
+from .checkpoint import Checkpoint
+from .parity import probe, psnr_db, reference_output
+from .recipes import Recipe
+from .trace import trace
+
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build."""
+
+    checkpoint: Checkpoint
+    targets: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
+    width: int
+    height: int
+    out: Path
+
+    @property
+    def stage_count(self) -> int:
+        """How many times `build` calls `on_stage`."""
+        return len(COMPONENTS) + len(self.recipes) * (len(COMPONENTS) + len(self.targets) * (len(COMPONENTS) + 1))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs of a component and what its module makes of them."""
+
+    feeds: dict[str, NDArray[Any]]
+    output: NDArray[Any]
+
+
+def build(plan: Plan, on_stage: Callable[[str], None]) -> Iterator[Bundle]:
+    """Build every bundle of the plan, each complete and checked when it is yielded.
+
+    `on_stage` is told what begins. Raises OutzoomError for a component below the recipe's `min_psnr_db`;
+    whatever stops the build, no half-made bundle stays.
+    """
+    for target in plan.targets:
+        backend_for(target).version()  # a missing package stops the build before the work, not after it
+    probes = {}
+    for component in COMPONENTS:
+        on_stage(f"{component}: run the checkpoint's module")
+        probes[component] = _probe(plan, component)
+    for recipe in plan.recipes:
+        with _scratch(plan.out / f".onnx-{recipe.name}") as onnx:
+            models = {}
+            for component in COMPONENTS:
+                on_stage(f"{component}: export to ONNX, {recipe.name}")
+                models[component] = _write_onnx(plan, component, recipe, onnx / component)
+            for target in plan.targets:
+                yield _bundle(plan, target, recipe, models, probes, on_stage)
+
+
+def _probe(plan: Plan, component: str) -> Probe:
+    feeds = probe(plan.checkpoint, component, plan.width, plan.height)
+    return Probe(feeds, reference_output(plan.checkpoint, component, feeds))
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A written ONNX model and what its manifest entry needs."""
+
+    file: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+
+
+def _write_onnx(plan: Plan, component: str, recipe: Recipe, folder: Path) -> OnnxModel:
+    model = trace(plan.checkpoint, component, plan.width, plan.height)
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    parameters = sum(weight.size for weight in weights if weight is not None)
+    if recipe.weights == "float16":
+        model = cast_weights(model)
+    folder.mkdir()
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
+    inputs, outputs = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
+    return OnnxModel(folder / "model.onnx", inputs, outputs, parameters)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.name is None or value.shape is None or value.dtype is None:
+        raise OutzoomError(f"the tensor {value} has no name, shape or type")
+    return TensorSpec(value.name, value.shape.numpy(), np.dtype(value.dtype.numpy()).name)
+
+
+def _bundle(
+    plan: Plan,
+    target: str,
+    recipe: Recipe,
+    models: dict[str, OnnxModel],
+    probes: dict[str, Probe],
+    on_stage: Callable[[str], None],
+) -> Bundle:
+    path = plan.out / f"{target}-{recipe.name}"
+    with atomic_directory(path) as root:
+        components = {}
+        for name, model in models.items():
+            on_stage(f"{name}: compile for {target}, {recipe.name}")
+            components[name] = _component(root, name, target, recipe, model, probes[name])
+        on_stage(f"write the bundle {path.name}")
+        _copy_tokenizer(plan.checkpoint, root / "tokenizer")
+        write_manifest(root, _manifest(plan, target, recipe, components, root))
+    return open_manifest(path, verify=False)
+
+
+def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxModel, probe: Probe) -> Component:
+    backend = backend_for(target)
+    engine = backend.compile(model.file, root / name)
+    loaded = backend.load(engine, recipe.compute)
+    parity_db = psnr_db(probe.output, loaded.run(probe.feeds)[model.outputs[0].name])
+    loaded.close()
+    if not parity_db >= recipe.min_psnr_db:
+        raise OutzoomError(
+            f"{name} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
+            f"the recipe asks for {recipe.min_psnr_db:.1f}",
+            hint="use a gentler recipe, or lower min_psnr_db in a recipe file of your own",
+        )
+    return Component(
+        engine=engine.relative_to(root).as_posix(),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        parameters=model.parameters,
+        parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
+    )
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (file := checkpoint.path / "tokenizer" / name).is_file():
+            shutil.copyfile(file, folder / name)
+
+
+def _manifest(plan: Plan, target: str, recipe: Recipe, components: dict[str, Component], root: Path) -> Manifest:
+    checkpoint = plan.checkpoint
+    scheduler = checkpoint.config("scheduler")
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        target=target,
+        recipe=RecipeInfo(recipe.name, recipe.weights, recipe.compute),
+        source=Source(checkpoint.path.resolve().name, checkpoint.sha256),
+        width=plan.width,
+        height=plan.height,
+        vae_scale_factor=checkpoint.vae_scale_factor,
+        latent_scale=float(checkpoint.config("vae")["scaling_factor"]),
+        max_tokens=int(checkpoint.config("text_encoder")["max_position_embeddings"]),
+        scheduler={k: v for k, v in scheduler.items() if not (isinstance(v, float) and not math.isfinite(v))},
+        components=components,
+        files=describe_files(root),
+        tools={
+            **{name: version(name) for name in ("outzoom", *TOOLS)},
+            target: backend_for(target).version(),
+        },
+    )

@@ -1,0 +1,1 @@
+"""The demo checkpoint, the script that trained it, and the recipes."""

@@ -1,0 +1,27 @@
+"""What runs on the device: bundles, engines, schedulers, the inpainting pipeline and the zoom loop. No torch."""
+
+from .bundle import Bundle, open_manifest
+from .errors import BundleError, MissingPackageError, OutzoomError, UserError
+from .images import film_strip, load_image, save_png
+from .inpainting import Inpainting, Painting, PromptTruncatedWarning
+from .video import VideoWriter
+from .zoom import Motion, Zoom, open_bundle
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Inpainting",
+    "MissingPackageError",
+    "Motion",
+    "OutzoomError",
+    "Painting",
+    "PromptTruncatedWarning",
+    "UserError",
+    "VideoWriter",
+    "Zoom",
+    "film_strip",
+    "load_image",
+    "open_bundle",
+    "open_manifest",
+    "save_png",
+]

@@ -1,0 +1,21 @@
+"""The targets, and the backend behind each."""
+
+from ..errors import unknown_name
+from .onnxruntime import OnnxRuntime
+from .openvino import OpenVino
+from .protocol import Array, Backend, Engine
+
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": OnnxRuntime(),
+    "openvino-cpu": OpenVino(device="CPU"),
+}
+
+
+def backend_for(target: str) -> Backend:
+    """The backend of a target; raises UserError with the nearest name for one that does not exist."""
+    if target not in BACKENDS:
+        raise unknown_name("target", target, BACKENDS)
+    return BACKENDS[target]
+
+
+__all__ = ["BACKENDS", "Array", "Backend", "Engine", "backend_for"]

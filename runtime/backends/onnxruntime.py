@@ -1,0 +1,62 @@
+"""ONNX Runtime on the CPU: the engine file is the ONNX model itself, its weights beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError, MissingPackageError
+from .protocol import Array
+
+
+def _package() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError("onnxruntime", "onnxruntime", "the target 'onnxruntime'") from error
+    return onnxruntime
+
+
+class OnnxRuntimeEngine:
+    """An inference session."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs, by name."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The backend of the target `onnxruntime`."""
+
+    def compile(self, onnx: Path, folder: Path) -> Path:
+        """Copy model.onnx and its external weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(onnx.parent.glob(onnx.name + "*")):
+            shutil.copy2(file, folder / file.name)
+        return folder / onnx.name
+
+    def load(self, engine: Path, compute: str) -> OnnxRuntimeEngine:
+        """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
+        ort = _package()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            return OnnxRuntimeEngine(ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # the package raises types of its own, one for each kind of failure
+            raise BundleError(f"ONNX Runtime can't load '{engine}': {error}") from error
+
+    def version(self) -> str:
+        """The installed version."""
+        return str(_package().__version__)

@@ -1,0 +1,68 @@
+"""OpenVINO on one of Intel's devices: the engine file is its IR, the weights in a .bin beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BundleError, MissingPackageError
+from .protocol import Array
+
+
+def _package() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingPackageError("openvino", "openvino", "the target 'openvino-cpu'") from error
+    return openvino
+
+
+class OpenVinoEngine:
+    """A compiled model and one inference request."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._outputs = [output.any_name for output in compiled.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs, by name (copied out of the request's buffers, which the next run reuses)."""
+        self._request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()}, share_inputs=True)
+        return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}
+
+    def close(self) -> None:
+        """Drop the request, and with it the compiled model."""
+        self._request = None
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """The backend of the `openvino-*` targets."""
+
+    device: str
+
+    def compile(self, onnx: Path, folder: Path) -> Path:
+        """Convert to IR; weights keep the type that they have in the ONNX model."""
+        ov = _package()
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = folder / "openvino_model.xml"
+        ov.save_model(ov.Core().read_model(onnx), engine, compress_to_fp16=False)
+        return engine
+
+    def load(self, engine: Path, compute: str) -> OpenVinoEngine:
+        """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
+        ov = _package()
+        options = {"PERFORMANCE_HINT": "LATENCY"}
+        if compute == "float32":
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        try:
+            return OpenVinoEngine(ov.Core().compile_model(engine, self.device, options))
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO can't compile '{engine}' for {self.device}: {error}") from error
+
+    def version(self) -> str:
+        """The installed version."""
+        return str(_package().__version__)

@@ -1,0 +1,41 @@
+"""What a backend is: it turns an ONNX model into an engine file, and runs engine files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = dict[str, NDArray[np.float32]]
+
+
+class Engine(Protocol):
+    """A loaded model with static shapes."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs, by name; the arrays are the caller's."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the engine can't be used afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """One inference engine on one kind of device; `compute` is 'float32' or 'fastest'."""
+
+    def compile(self, onnx: Path, folder: Path) -> Path:
+        """Write the engine for the ONNX model (and its weights) into `folder`; the engine's path."""
+        ...
+
+    def load(self, engine: Path, compute: str) -> Engine:
+        """Load an engine that `compile` wrote."""
+        ...
+
+    def version(self) -> str:
+        """The version of the package behind the backend; raises MissingPackageError when it is not installed."""
+        ...

@@ -1,0 +1,217 @@
+"""A bundle: a self-contained directory of compiled engines, and the manifest that says what is in it.
+
+A bundle is untrusted until it was checked: the schema, every path (nothing outside the bundle, no links out of
+it), every size and every hash, before any engine is handed a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from .errors import BundleError
+from .files import sha256_of
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_SIDE = 8192
+
+Json = dict[str, Any]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Name, shape and numpy dtype name of an engine's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Component(msgspec.Struct, frozen=True):
+    """One compiled model: the engine's file, its tensors, and how near it is to the checkpoint's module."""
+
+    engine: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    parity_psnr_db: float | None = None  # against the diffusers module in fp32; None: equal to the last bit
+
+    def input_shape(self, name: str) -> tuple[int, ...]:
+        """The static shape of the input called `name`; raises BundleError when there is none."""
+        for spec in self.inputs:
+            if spec.name == name:
+                return spec.shape
+        raise BundleError(f"engine '{self.engine}' has no input '{name}'; it has {[s.name for s in self.inputs]}")
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """Size and SHA-256 of a file in the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The checkpoint that a bundle was made from; `sha256` covers all of its weights."""
+
+    name: str
+    sha256: str
+
+
+class RecipeInfo(msgspec.Struct, frozen=True):
+    """What was done to the weights, and the precision that the engine computes in."""
+
+    name: str
+    weights: str
+    compute: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The contents of `bundle.json`."""
+
+    schema_version: int
+    target: str
+    recipe: RecipeInfo
+    source: Source
+    width: int
+    height: int
+    vae_scale_factor: int  # pixels per latent cell along a side
+    latent_scale: float  # the VAE's scaling factor: latents are multiplied by it before the UNet sees them
+    max_tokens: int
+    scheduler: Json  # the checkpoint's scheduler_config.json
+    components: dict[str, Component]
+    files: dict[str, FileEntry]
+    tools: dict[str, str]
+
+
+COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is and its checked manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists; raises BundleError for any other."""
+        if name not in self.manifest.files:
+            raise BundleError(f"bundle '{self.path}' lists no file '{name}'", hint="build it again")
+        return self.path / name
+
+    def engine(self, component: str) -> Path:
+        """The path of a component's engine."""
+        return self.file(self.manifest.components[component].engine)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(entry.size_bytes for entry in self.manifest.files.values())
+
+
+def open_manifest(path: Path | str, verify: bool = True, progress: Callable[[int], None] | None = None) -> Bundle:
+    """Open the bundle in the directory `path` and check it; the engines are not loaded yet.
+
+    `verify=False` skips the hashes, not the sizes: for a bundle that was verified before. `progress` is called
+    with the number of bytes hashed since the last call. Raises BundleError that says what is wrong.
+    """
+    root = Path(path)
+    manifest = _decode(_read_manifest(root), root)
+    _check_values(manifest, root)
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry, verify, progress)
+    return Bundle(root, manifest)
+
+
+def _read_manifest(root: Path) -> bytes:
+    file = root / MANIFEST_NAME
+    if not root.exists():
+        raise BundleError(f"there is no bundle '{root}'", hint="outzoom export-all makes bundles")
+    if not file.is_file():
+        raise BundleError(
+            f"'{root}' is not a bundle: it has no {MANIFEST_NAME}",
+            hint="give the directory <OUT>/<target>-<recipe> that outzoom export-all wrote",
+        )
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"'{file}' is {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+    return file.read_bytes()
+
+
+def _decode(data: bytes, root: Path) -> Manifest:
+    rebuild = "build the bundle again with outzoom export-all"
+
+    class Versioned(msgspec.Struct):
+        schema_version: int
+
+    try:
+        version = msgspec.json.decode(data, type=Versioned).schema_version
+        if version != SCHEMA_VERSION:
+            age = "newer" if version > SCHEMA_VERSION else "older"
+            raise BundleError(
+                f"bundle '{root}' has schema version {version}, {age} than this outzoom reads ({SCHEMA_VERSION})",
+                hint="update outzoom on this device" if age == "newer" else rebuild,
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the manifest of bundle '{root}' is damaged: {error}", hint=rebuild) from error
+
+
+def _check_values(manifest: Manifest, root: Path) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise BundleError(f"the manifest of bundle '{root}' is wrong: {message}", hint="build the bundle again")
+
+    cell = manifest.vae_scale_factor
+    require(1 <= cell <= 64, f"vae_scale_factor {cell} is not in 1..64")
+    for side in (manifest.width, manifest.height):
+        require(
+            cell <= side <= MAX_SIDE and side % cell == 0,
+            f"side {side} is no multiple of {cell} up to {MAX_SIDE}",
+        )
+    require(0 < manifest.latent_scale < 1e3, f"latent_scale {manifest.latent_scale} is out of range")
+    require(1 <= manifest.max_tokens <= 4096, f"max_tokens {manifest.max_tokens} is not in 1..4096")
+    missing = [name for name in COMPONENTS if name not in manifest.components]
+    require(not missing, f"components missing: {', '.join(missing)}")
+    for name, component in manifest.components.items():
+        require(
+            component.engine in manifest.files,
+            f"the engine of {name}, '{component.engine}', is not a listed file",
+        )
+        for spec in (*component.inputs, *component.outputs):
+            fits = all(0 < n < 2**31 for n in spec.shape)
+            require(fits, f"{name}: tensor '{spec.name}' has the shape {spec.shape}")
+
+
+def _check_file(root: Path, name: str, entry: FileEntry, verify: bool, progress: Callable[[int], None] | None) -> None:
+    pure = PurePosixPath(name)
+    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
+    file = root / name
+    if leaves or not file.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"bundle '{root}' names a file outside itself: '{name}'", hint="do not use this bundle")
+    rebuild = "copy the bundle again, or build it again"
+    if not file.is_file():
+        raise BundleError(f"bundle '{root}' is incomplete: '{name}' is missing", hint=rebuild)
+    size = file.stat().st_size
+    if size != entry.size_bytes:
+        verb = "truncated" if size < entry.size_bytes else "changed"
+        raise BundleError(f"'{file}' is {verb}: {size} bytes, the manifest says {entry.size_bytes}", hint=rebuild)
+    if verify and sha256_of(file, progress) != entry.sha256:
+        raise BundleError(f"'{file}' is not what was built: its SHA-256 differs from the manifest's", hint=rebuild)
+
+
+def describe_files(root: Path) -> dict[str, FileEntry]:
+    """Size and hash of every file under `root` except the manifest, for writing one."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST_NAME)
+    return {p.relative_to(root).as_posix(): FileEntry(p.stat().st_size, sha256_of(p)) for p in files}
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write `bundle.json`; the caller builds the directory under another name and renames it when done."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (root / MANIFEST_NAME).write_bytes(data + b"\n")

@@ -1,0 +1,173 @@
+"""Stable Diffusion inpainting on compiled engines: paint the masked part of a picture from a prompt."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Engine, backend_for
+from .bundle import Bundle
+from .errors import UserError
+from .schedulers import Scheduler, default_scheduler, make_scheduler
+from .tokenizer import ClipTokenizer
+
+Latents = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+MAX_GUIDANCE = 100.0
+
+
+class PromptTruncatedWarning(UserWarning):
+    """A prompt has more tokens than the text encoder takes; the rest was left out."""
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How a picture is painted. `scheduler` None means the checkpoint's own."""
+
+    steps: int = 20
+    scheduler: str | None = None
+    guidance: float = 7.5  # 1 or less: no guidance, half the work
+    negative_prompt: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise UserError(f"guidance must be 0 to {MAX_GUIDANCE:g}, got {self.guidance}", hint="7.5 is usual")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"the seed must be 0 to 2**64 - 1, got {self.seed}")
+
+    def make_scheduler(self, config: dict[str, Any]) -> Scheduler:
+        """A scheduler for one run; raises UserError for an unknown name or a number of steps it can't do."""
+        return make_scheduler(self.scheduler or default_scheduler(config), config, self.steps)
+
+
+class Inpainting:
+    """The four engines of a bundle, loaded when first needed, chained into the inpainting pipeline.
+
+    Source: Rombach et al. 2022 (latent diffusion, inpainting by concatenation of mask and masked latents);
+    Ho and Salimans 2022 (classifier-free guidance).
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        self.size = (manifest.width, manifest.height)
+        self.latent_shape = manifest.components["vae_decoder"].input_shape("latent_sample")
+        self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
+        self._engines: dict[str, Engine] = {}
+        self._contexts: dict[str, NDArray[Any]] = {}
+
+    def engine(self, component: str) -> Engine:
+        """The engine of a component, loaded on first use."""
+        if component not in self._engines:
+            manifest = self.bundle.manifest
+            backend = backend_for(manifest.target)
+            self._engines[component] = backend.load(self.bundle.engine(component), manifest.recipe.compute)
+        return self._engines[component]
+
+    def close(self) -> None:
+        """Unload the engines; the next use loads them again."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def encode_prompt(self, prompt: str) -> NDArray[Any]:
+        """The text encoder's output for a prompt, (1, tokens, width); remembered for the next time."""
+        if prompt not in self._contexts:
+            limit = self._tokenizer.max_tokens - 2
+            if (count := self._tokenizer.count(prompt)) > limit:
+                warnings.warn(
+                    f"the prompt has {count} tokens, the model takes {limit}: the last {count - limit} are left out",
+                    PromptTruncatedWarning,
+                    stacklevel=2,
+                )
+            ids = self._tokenizer.encode(prompt)
+            self._contexts[prompt] = self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]
+        return self._contexts[prompt]
+
+    def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
+        """Scaled latents of an image (1, 3, h, w) in -1..1; the distribution's mean, or a sample with `noise`."""
+        parameters = self.engine("vae_encoder").run({"sample": image})["latent_parameters"]
+        mean, log_variance = np.split(parameters, 2, axis=1)
+        if noise is not None:
+            mean = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * noise
+        scaled: Latents = mean * np.float32(self.bundle.manifest.latent_scale)
+        return scaled
+
+    def decode(self, latents: Latents) -> Picture:
+        """The picture (h, w, 3) of scaled latents."""
+        unscaled = latents / np.float32(self.bundle.manifest.latent_scale)
+        image = self.engine("vae_decoder").run({"latent_sample": unscaled})["sample"][0]
+        picture: Picture = np.rint(np.clip(image.transpose(1, 2, 0) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+        return picture
+
+    def noise(self, seed: int | tuple[int, ...]) -> Latents:
+        """Unit noise in the shape of the latents."""
+        return np.random.default_rng(seed).standard_normal(self.latent_shape, np.float32)
+
+    def paint(
+        self,
+        picture: Picture,
+        mask: NDArray[np.bool_],
+        prompt: str,
+        painting: Painting,
+        noise: Latents | None = None,
+        image_noise: Latents | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Picture:
+        """Paint where `mask` (h, w) is True; the whole decoded picture (h, w, 3), the known part too.
+
+        `noise` is what the painting starts from (by default from the seed), `image_noise` samples the
+        known picture's latents instead of taking their mean. `on_step` is called after each UNet step.
+        """
+        if picture.shape[:2] != mask.shape or mask.shape != self.size[::-1]:
+            raise ValueError(f"picture {picture.shape} and mask {mask.shape} must be {self.size[::-1]}")
+        scheduler = painting.make_scheduler(self.bundle.manifest.scheduler)
+        latents = self.noise(painting.seed) if noise is None else noise
+        latents = latents * np.float32(scheduler.init_noise_sigma)
+        known = np.where(mask[..., None], np.float32(0), picture.astype(np.float32) / 127.5 - 1)
+        known_latents = self.encode_image(known.transpose(2, 0, 1)[None].astype(np.float32), image_noise)
+        extra = np.concatenate([latent_mask(mask, self.bundle.manifest.vae_scale_factor), known_latents], axis=1)
+        fresh = np.random.default_rng([painting.seed, 1])
+        for index in range(len(scheduler.timesteps)):
+            output = self._predict(scheduler, index, latents, extra, prompt, painting)
+            more = fresh.standard_normal(latents.shape, np.float32) if scheduler.needs_noise else None
+            latents = scheduler.step(output, index, latents, more)
+            if on_step:
+                on_step()
+        return self.decode(latents)
+
+    def _predict(
+        self,
+        scheduler: Scheduler,
+        index: int,
+        latents: Latents,
+        extra: Latents,
+        prompt: str,
+        painting: Painting,
+    ) -> Latents:
+        sample = np.concatenate([scheduler.scale_model_input(latents, index), extra], axis=1)
+        timestep = scheduler.timesteps[index : index + 1].astype(np.float32)
+
+        def predict(words: str) -> Latents:
+            context = self.encode_prompt(words)
+            feeds = {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}
+            return self.engine("unet").run(feeds)["out_sample"]
+
+        conditional = predict(prompt)
+        if painting.guidance <= 1:
+            return conditional
+        unconditional = predict(painting.negative_prompt)
+        return unconditional + np.float32(painting.guidance) * (conditional - unconditional)
+
+
+def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:
+    """(1, 1, h / cell, w / cell): 1 where any pixel of the latent cell is to be painted."""
+    height, width = mask.shape
+    cells = mask.reshape(1, 1, height // cell, cell, width // cell, cell).max(axis=(3, 5))
+    return np.asarray(cells, np.float32)

@@ -1,0 +1,134 @@
+"""The endless zoom-out: paint a keyframe around the last one, show the frames between, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import geometry
+from .bundle import Bundle, open_manifest
+from .errors import UserError
+from .inpainting import Inpainting, Painting, Picture
+
+FEATHER_FRACTION = 1 / 24  # of the picture's shorter side: how far a keyframe fades into what is painted around it
+MAX_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the camera moves: `zoom_rate` is by how much the view widens per second, at a constant apparent speed."""
+
+    seconds: float = 4.0
+    fps: float = 30.0
+    zoom_rate: float = 2.0
+    keyframe_every: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise UserError(f"seconds must be above 0 and at most {MAX_SECONDS:g}, got {self.seconds}")
+        geometry.keyframe_scale(self.zoom_rate, self.keyframe_every, self.fps)
+
+    @property
+    def scale(self) -> float:
+        """By how much a keyframe appears shrunk in the next."""
+        return geometry.keyframe_scale(self.zoom_rate, self.keyframe_every, self.fps)
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames."""
+        return max(1, round(self.seconds * self.fps))
+
+    @property
+    def painted_count(self) -> int:
+        """Number of keyframes to paint; the given picture is the first, and the last frame may be one."""
+        return -(-(self.frame_count - 1) // self.keyframe_every)
+
+
+class Zoom:
+    """An opened bundle, ready to zoom out of pictures.
+
+    >>> zoom = open_bundle("out/openvino-cpu-fp16")           # doctest: +SKIP
+    >>> for frame in zoom.frames(picture, "a coral reef"):    # doctest: +SKIP
+    ...     show(frame)                                       # uint8 (height, width, 3), RGB
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.inpainting = Inpainting(bundle)
+        self.size = self.inpainting.size
+
+    @property
+    def feather_px(self) -> float:
+        """Over how many pixels a keyframe fades into what is painted around it."""
+        return min(self.size) * FEATHER_FRACTION
+
+    def keyframes(
+        self,
+        image: Picture,
+        prompt: str,
+        scale: float,
+        painting: Painting | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Picture]:
+        """`image`, then without end pictures that show the one before, shrunk by `scale`, in their centre.
+
+        `image` is uint8 (height, width, 3) of the bundle's size. The known centre is pasted, never repainted.
+        """
+        if image.shape != (self.size[1], self.size[0], 3):
+            raise UserError(
+                f"the picture has the shape {image.shape}, the bundle paints {self.size[0]}x{self.size[1]}",
+                hint="outzoom.runtime.load_image(file, size=zoom.size) cuts and scales a picture",
+            )
+        painting = painting or Painting()
+        mask = geometry.outside_mask(self.size, scale)
+        index = 0
+        while True:
+            yield image
+            index += 1
+            shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
+            noise = self.inpainting.noise((painting.seed, index))
+            painted = self.inpainting.paint(shrunk, mask, prompt, painting, noise, on_step=on_step)
+            image = geometry.paste_centered(painted, image, scale, self.feather_px)
+
+    def frames(
+        self,
+        image: Picture,
+        prompt: str,
+        motion: Motion | None = None,
+        painting: Painting | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Picture]:
+        """The frames of a zoom-out, uint8 (height, width, 3) RGB; the first is `image` itself.
+
+        A keyframe is painted when the first frame that shows it is asked for, and two are held at a time.
+        """
+        motion = motion or Motion()
+        scale = motion.scale
+        keyframes = self.keyframes(image, prompt, scale, painting, on_step)
+        inner = outer = next(keyframes)
+        for i in range(motion.frame_count):
+            keyframe, between = divmod(i, motion.keyframe_every)
+            if between == 0 and keyframe > 0:
+                # with every frame a keyframe there was no frame between to ask for this one
+                inner = outer = next(keyframes) if motion.keyframe_every == 1 else outer
+            elif between == 1:
+                outer = next(keyframes)
+            yield geometry.in_between(inner, outer, scale, between / motion.keyframe_every, self.feather_px)
+
+    def close(self) -> None:
+        """Unload the engines."""
+        self.inpainting.close()
+
+    def __enter__(self) -> Zoom:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_bundle(path: Path | str, verify: bool = True) -> Zoom:
+    """Open and check the bundle in a directory; raises BundleError that says what is wrong with it."""
+    return Zoom(open_manifest(path, verify))
