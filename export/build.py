@@ -22,6 +22,7 @@ from ..compress.cast import cast_weights
 from ..runtime.backends import backend_for
 from ..runtime.bundle import (
     COMPONENTS,
+    MANIFEST_NAME,
     SCHEMA_VERSION,
     Bundle,
     Component,
@@ -61,6 +62,12 @@ class Plan:
     height: int
     out: Path
 
+    def __post_init__(self) -> None:
+        """Refuse now what would fail after hours of work: an unknown target, a missing package, a size."""
+        for target in self.targets:
+            backend_for(target).version()
+        self.checkpoint.check_size(self.width, self.height)
+
     @property
     def stage_count(self) -> int:
         """How many times `build` calls `on_stage`."""
@@ -81,8 +88,6 @@ def build(plan: Plan, on_stage: Callable[[str], None]) -> Iterator[Bundle]:
     `on_stage` is told what begins. Raises OutzoomError for a component below the recipe's `min_psnr_db`;
     whatever stops the build, no half-made bundle stays.
     """
-    for target in plan.targets:
-        backend_for(target).version()  # a missing package stops the build before the work, not after it
     probes = {}
     for component in COMPONENTS:
         on_stage(f"{component}: run the checkpoint's module")
@@ -150,7 +155,7 @@ def _bundle(
     on_stage: Callable[[str], None],
 ) -> Bundle:
     path = plan.out / f"{target}-{recipe.name}"
-    with atomic_directory(path) as root:
+    with atomic_directory(path, marker=MANIFEST_NAME) as root:
         components = {}
         for name, model in models.items():
             on_stage(f"{name}: compile for {target}, {recipe.name}")

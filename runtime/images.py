@@ -25,7 +25,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
     """Read a picture as (height, width, 3) uint8 RGB.
 
     The orientation in its EXIF data is applied; transparent parts are composited over white; of an animation
-    it is the first frame; 16-bit grey is scaled to 8 bits; colour profiles are ignored (taken as sRGB).
+    it is the first frame; 16-bit grey keeps its upper 8 bits; colour profiles are ignored (taken as sRGB).
     With `size`, (width, height) in pixels, the largest centred part of that aspect ratio is cut out and
     resized to it with a Lanczos filter.
 
@@ -125,7 +125,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
-        grey = np.asarray(image).clip(0, 65535) // 257
+        grey = np.asarray(image).clip(0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8))
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)

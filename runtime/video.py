@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +27,7 @@ QUALITY_OPTIONS = {
     "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
 }
 BITS_PER_PIXEL = 0.25
+MIN_FPS = 0.01
 
 
 class VideoWriter:
@@ -48,8 +48,8 @@ class VideoWriter:
             raise unknown_name("video ending", suffix or self.path.name, ENCODERS)
         if width < 1 or height < 1:
             raise UserError(f"a video needs a size of at least 1x1, got {width}x{height}", hint="check --size")
-        if not (math.isfinite(fps) and 0 < fps <= MAX_FPS):
-            raise UserError(f"--fps must be above 0 and at most {MAX_FPS}, got {fps}", hint="try --fps 30")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise UserError(f"--fps must be {MIN_FPS} to {MAX_FPS}, got {fps}", hint="try --fps 30")
         try:
             import av
         except ImportError as error:
@@ -77,7 +77,7 @@ class VideoWriter:
             raise ValueError(f"frame must be uint8 ({self.height}, {self.width}, 3), got {frame.dtype} {frame.shape}")
         if self.width % 2 or self.height % 2:
             frame = np.pad(frame, ((0, self.height % 2), (0, self.width % 2), (0, 0)), "edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         picture.pts, picture.time_base = self.count, 1 / self.fps
         self._container.mux(self._stream.encode(picture))

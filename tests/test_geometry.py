@@ -260,8 +260,8 @@ def test_only_the_visible_part_of_the_outer_keyframe_is_left_out(
 def test_the_apparent_speed_is_constant(chain: str, scale: float, count: int) -> None:
     """The radius of a disc, from its area, shrinks by one factor per frame, also across keyframes.
 
-    Within 0.05 pixels of the radius that constant speed gives (measured: 0.026), from 82 to 11 pixels, and each
-    step of log radius within 0.003 (measured: 0.0018).
+    Within 0.05 pixels of the radius that constant speed gives (measured: 0.026), from 82 to 11 pixels, and
+    each step of log radius within 0.003 (measured: 0.0018).
     """
 
     def disc(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,326 @@
+"""The command line: thin commands over the folders, each imported when it is needed.
+
+Results go to stdout (with `--json`: one JSON object and nothing else), progress and messages to stderr. Exit
+code 0, 2 for the user's mistake, 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import __version__
+from .runtime.errors import MissingPackageError, OutzoomError, UserError, unknown_name
+
+DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
+DEMO_PICTURE = DEMO_CHECKPOINT / "picture.png"
+
+app = typer.Typer(
+    name="outzoom",
+    help="Compile Stable Diffusion inpainting for edge devices, and zoom out with it, endlessly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True, soft_wrap=True)
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a directory that export-all wrote")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+
+
+@app.command("export-all")
+def export_all(
+    checkpoint: Annotated[Path, typer.Argument(metavar="[CHECKPOINT]", help="a diffusers directory")] = DEMO_CHECKPOINT,
+    target: Annotated[list[str] | None, typer.Option(metavar="NAME", help="what to build for; repeatable")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="how; repeatable")] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="picture size; default: the checkpoint's own")] = "",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
+    as_json: JsonOption = False,
+) -> None:
+    """Export a checkpoint, apply each recipe, compile for each target: one bundle each."""
+    try:
+        from .export import Plan, build, open_checkpoint, read_recipe
+    except ImportError as error:
+        raise MissingPackageError(error.name or "torch", "export", "export-all") from error
+
+    opened = open_checkpoint(checkpoint)
+    width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
+    recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
+    plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
+    started = time.perf_counter()
+    with _progress() as progress:
+        task = progress.add_task("start", total=plan.stage_count)
+
+        def on_stage(name: str) -> None:
+            progress.update(task, description=name, advance=1)
+
+        bundles = list(build(plan, on_stage))
+    seconds = time.perf_counter() - started
+    _show(
+        as_json,
+        {"seconds": round(seconds, 2), "bundles": [_bundle_summary(bundle) for bundle in bundles]},
+        lambda: _print_bundles(bundles, seconds),
+    )
+
+
+@app.command()
+def zoom(
+    bundle: BundleArgument,
+    image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
+    strip: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a strip of frames, a PNG")] = None,
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="what not to paint")] = "",
+    seconds: Annotated[float, typer.Option(metavar="S", help="length of the video")] = 4.0,
+    fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
+    zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
+    keyframe_every: Annotated[int, typer.Option(metavar="N", help="paint 1 frame in N")] = 30,
+    steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per painted frame")] = 20,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="default: the checkpoint's own")] = None,
+    guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 7.5,
+    seed: Annotated[int, typer.Option(metavar="N", help="same seed, same video")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
+    from .runtime import Motion, Painting, VideoWriter, film_strip, load_image, open_bundle, save_png
+
+    motion = Motion(seconds, fps, zoom_rate, keyframe_every)
+    painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
+    started = time.perf_counter()
+    stills = []
+    with open_bundle(bundle) as opened:
+        calls = len(painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps)
+        picture = load_image(image, opened.size)
+        shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
+        with VideoWriter(out, *opened.size, fps) as video, _progress() as progress:
+            frames_task = progress.add_task("frames", total=motion.frame_count)
+            paint_task = progress.add_task("painting steps", total=motion.painted_count * calls)
+
+            def on_step() -> None:
+                progress.advance(paint_task)
+
+            for number, frame in enumerate(opened.frames(picture, prompt, motion, painting, on_step)):
+                video.write(frame)
+                progress.advance(frames_task)
+                if strip is not None and number in shown:
+                    stills.append(frame)
+    if strip is not None:
+        save_png(film_strip(stills), strip)
+    result = {
+        "out": str(out),
+        "frames": motion.frame_count,
+        "keyframes_painted": motion.painted_count,
+        "duration_seconds": motion.frame_count / fps,
+        "elapsed_seconds": round(time.perf_counter() - started, 2),
+    }
+    _show(
+        as_json,
+        result,
+        lambda: out_console.print(
+            f"{out}: {motion.frame_count} frames, {motion.painted_count} of them painted, "
+            f"in {result['elapsed_seconds']} s"
+        ),
+    )
+
+
+@app.command()
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
+    image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")] = DEMO_PICTURE,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="K", help="denoising steps per keyframe")] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds")] = None,
+    runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
+    try:
+        from .benchmarks import BenchSettings, results_as_dict, run_bench
+    except ImportError as error:
+        raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
+
+    given = {"prompt": prompt, "steps": steps, "guidance": guidance, "runs": runs}
+    settings = BenchSettings(image=image, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    with _progress() as progress:
+        task = progress.add_task("start", total=None)
+        results = run_bench(bundles, out, settings, lambda text: progress.update(task, description=text))
+    _show(
+        as_json, results_as_dict(results), lambda: out_console.print(f"{out / 'report.html'}, {out / 'results.json'}")
+    )
+
+
+@app.command()
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Check a bundle, hashes too, and show what is in it."""
+    from .runtime import open_manifest
+
+    opened = open_manifest(bundle)
+    _show(as_json, _bundle_summary(opened), lambda: _print_components(opened))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can do: packages, targets, processor, memory, disk."""
+    from .doctor import examine
+
+    report = examine()
+    _show(as_json, report, lambda: _print_doctor(report))
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, got '{text}'", hint="for example --size 512x512")
+    return int(parts[0]), int(parts[1])
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars with the time left, on stderr."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err_console,
+    ) as progress:
+        yield progress
+
+
+def _show(as_json: bool, result: dict[str, Any], print_table: Callable[[], None]) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        print_table()
+
+
+def _bundle_summary(bundle: Any) -> dict[str, Any]:
+    import msgspec
+
+    summary: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **summary}
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+def _print_bundles(bundles: list[Any], seconds: float) -> None:
+    table = Table(title=f"{len(bundles)} bundles in {seconds:.1f} s", title_justify="left")
+    for column in ("bundle", "size", "parity of the UNet", "lowest parity"):
+        table.add_column(column)
+    for bundle in bundles:
+        parities = {n: c.parity_psnr_db or float("inf") for n, c in bundle.manifest.components.items()}
+        worst = min(parities, key=lambda name: parities[name])
+        row = (f"{parities['unet']:.1f} dB", f"{parities[worst]:.1f} dB ({worst})")
+        table.add_row(str(bundle.path), _megabytes(bundle.size_bytes), *row)
+    out_console.print(table)
+
+
+def _print_components(bundle: Any) -> None:
+    manifest = bundle.manifest
+    out_console.print(
+        f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {manifest.width}x{manifest.height}, "
+        f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match",
+        markup=False,
+    )
+    table = Table()
+    for column in ("component", "parameters", "inputs", "outputs", "parity"):
+        table.add_column(column)
+    for name, component in manifest.components.items():
+        shapes = (
+            "\n".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
+            for specs in (component.inputs, component.outputs)
+        )
+        parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB"
+        table.add_row(name, f"{component.parameters:,}", *shapes, parity)
+    out_console.print(table)
+
+
+def _print_doctor(report: dict[str, Any]) -> None:
+    table = Table(title=f"outzoom {report['outzoom']}, Python {report['python']}", title_justify="left")
+    for column in ("for", "package", "version"):
+        table.add_column(column)
+    for extra, packages in report["packages"].items():
+        for name, found in packages.items():
+            table.add_row(extra, name, found or f"missing: pip install 'outzoom[{extra}]'")
+    out_console.print(table)
+    for target, state in report["targets"].items():
+        out_console.print(f"target {target}: {state}", markup=False)
+    machine = report["machine"]
+    out_console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no features known'}; "
+        f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free",
+        markup=False,
+    )
+
+
+def _version(show: bool) -> None:
+    if show:
+        out_console.print(f"outzoom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it")] = False,
+) -> None:
+    pass
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    err_console.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def _fail(message: str, hint: str, code: int, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": {"message": message, "hint": hint}}) + "\n")
+    err_console.print(f"error: {message}", style="red", markup=False, highlight=False)
+    if hint:
+        err_console.print(f"  hint: {hint}", markup=False, highlight=False)
+    return code
+
+
+# Typer's own name for it changed with the release that brought its own copy of click.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code."""
+    as_json = "--json" in arguments
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    command: Any = typer.main.get_command(app)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in command.commands:
+            raise unknown_name("command", arguments[0], command.commands)
+        return int(command.main(arguments, prog_name="outzoom", standalone_mode=False) or 0)
+    except OutzoomError as error:
+        return _fail(str(error), error.hint, error.exit_code, as_json)
+    except UsageError as error:
+        context = error.ctx
+        hint = f"'{context.command_path} --help' lists the options" if context else ""
+        return _fail(error.format_message(), hint, 2, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; what was not complete was removed", "", 1, as_json)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or ''}", "", 1, as_json)
+
+
+def main() -> None:
+    """The entry point of the `outzoom` command."""
+    sys.exit(run(sys.argv[1:]))

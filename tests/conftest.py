@@ -1,0 +1,87 @@
+"""What the tests share: a tiny checkpoint of the real classes, the demo checkpoint, and bundles of both."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import outzoom.runtime as runtime
+import pytest
+
+ROOT = Path(runtime.__file__).parent.parent
+DEMO = ROOT / "models" / "demo"
+sys.path.insert(0, str(ROOT / "models"))  # scenes.py is a script's module, not the package's
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of SD2 inpainting's classes at a tiny configuration: 64x64 pixels, random weights, fp32."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(4)
+    tokenizer = CLIPTokenizer.from_pretrained(DEMO / "tokenizer")
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=77, hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=9, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4), cross_attention_dim=32, use_linear_projection=True,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=64,
+    )  # fmt: skip
+    vae.register_to_config(scaling_factor=0.9)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    StableDiffusionInpaintPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(path, safe_serialization=True)  # fmt: skip
+    return path
+
+
+def build_bundles(checkpoint: Path, out: Path, targets: list[str], recipes: list[str]) -> dict[str, Path]:
+    """The bundles of a checkpoint at its own size, by '<target>-<recipe>'."""
+    from outzoom.export import Plan, build, open_checkpoint, read_recipe
+
+    opened = open_checkpoint(checkpoint)
+    side = opened.native_side
+    plan = Plan(opened, tuple(targets), tuple(read_recipe(r) for r in recipes), side, side, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own
+        return {bundle.path.name: bundle.path for bundle in build(plan, lambda stage: None)}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
+    """Bundles of the tiny checkpoint: both targets in fp32."""
+    out = tmp_path_factory.mktemp("tiny-bundles")
+    return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"])
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    """Bundles of the demo checkpoint: both targets, both recipes."""
+    out = tmp_path_factory.mktemp("bundles")
+    return build_bundles(DEMO, out, ["onnxruntime", "openvino-cpu"], ["fp32", "fp16"])
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A scene that training never saw, 128x128."""
+    import scenes
+
+    return scenes.render("meadow", 900_001, scenes.Window(), 128)[0]
