@@ -12,11 +12,10 @@ OUT := demo-output
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/outzoom export-all --target onnxruntime --target openvino-cpu --recipe fp32 --recipe fp16 --out $(OUT)
-	$(BIN)/outzoom zoom $(OUT)/openvino-cpu-fp16 --image models/demo/picture.png \
-	    --prompt "an underwater reef with orange fish and pink corals" --guidance 3 \
-	    --out $(OUT)/zoom.mp4 --strip $(OUT)/zoom.png
-	$(BIN)/outzoom bench $(OUT)/onnxruntime-fp32 $(OUT)/openvino-cpu-fp16 --out $(OUT)
+	$(BIN)/outzoom export-all --target onnxruntime --target openvino-cpu --recipe fp32 --recipe fp16 --out $(OUT)/bundles
+	$(BIN)/outzoom zoom $(OUT)/bundles/openvino-cpu-fp16 --image models/demo/picture.png --guidance 3 \
+	    --prompt "an underwater reef with red fish and red corals" --out $(OUT)/zoom.mp4 --strip $(OUT)/zoom.png
+	$(BIN)/outzoom bench $(OUT)/bundles/* --out $(OUT)
 	@echo "look at $(OUT)/zoom.mp4, $(OUT)/zoom.png and $(OUT)/report.html"
 
 test: .venv/installed

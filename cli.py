@@ -6,9 +6,12 @@ code 0, 2 for the user's mistake, 1 for a failure.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,18 +27,18 @@ from . import __version__
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, unknown_name
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
-DEMO_PICTURE = DEMO_CHECKPOINT / "picture.png"
+DEMO_PROMPT = "an underwater reef with red fish and red corals"
 
 app = typer.Typer(
     name="outzoom",
     help="Compile Stable Diffusion inpainting for edge devices, and zoom out with it, endlessly.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out_console = Console(soft_wrap=True)
-err_console = Console(stderr=True, soft_wrap=True)
+# Names of files and of what is in them are shown as they are, be there brackets or colons in them.
+out_console = Console(soft_wrap=True, markup=False, emoji=False)
+err_console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a directory that export-all wrote")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
@@ -51,6 +54,9 @@ def export_all(
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, apply each recipe, compile for each target: one bundle each."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")  # what they remark on is no news to our users
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         from .export import Plan, build, open_checkpoint, read_recipe
     except ImportError as error:
@@ -97,6 +103,8 @@ def zoom(
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
     from .runtime import Motion, Painting, VideoWriter, film_strip, load_image, open_bundle, save_png
 
+    if strip is not None:
+        _check_strip(strip, image)
     motion = Motion(seconds, fps, zoom_rate, keyframe_every)
     painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
     started = time.perf_counter()
@@ -140,27 +148,36 @@ def zoom(
 def bench(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
-    image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")] = DEMO_PICTURE,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="K", help="denoising steps per keyframe")] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds")] = None,
-    runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: the demo's")] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")] = DEMO_PROMPT,
+    seconds: Annotated[float, typer.Option(metavar="S", help="length of the zoom")] = 2.0,
+    steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per keyframe")] = 20,
+    guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 3.0,
+    runs: Annotated[int, typer.Option(metavar="N", help="timed runs of each component")] = 30,
+    seed: Annotated[int, typer.Option(metavar="N", help="same seed, same pictures")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
     try:
-        from .benchmarks import BenchSettings, results_as_dict, run_bench
+        from .benchmarks import BenchSettings, run_bench
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
-    given = {"prompt": prompt, "steps": steps, "guidance": guidance, "runs": runs}
-    settings = BenchSettings(image=image, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    with _progress() as progress:
-        task = progress.add_task("start", total=None)
-        results = run_bench(bundles, out, settings, lambda text: progress.update(task, description=text))
-    _show(
-        as_json, results_as_dict(results), lambda: out_console.print(f"{out / 'report.html'}, {out / 'results.json'}")
+    settings = BenchSettings(
+        image=image, prompt=prompt, seconds=seconds, steps=steps, guidance=guidance, seed=seed, runs=runs
     )
+    with _progress() as progress:
+        task = progress.add_task("start", total=settings.stage_count(len(bundles)))
+
+        def on_progress(text: str) -> None:
+            progress.update(task, description=text, advance=1)
+
+        results = run_bench(bundles, out, settings, on_progress)
+
+    def print_paths() -> None:
+        out_console.print(f"{out / 'report.html'}, {out / 'results.json'}", markup=False)
+
+    _show(as_json, _builtins(results), print_paths)
 
 
 @app.command()
@@ -181,6 +198,14 @@ def doctor(as_json: JsonOption = False) -> None:
     _show(as_json, report, lambda: _print_doctor(report))
 
 
+def _check_strip(strip: Path, image: Path) -> None:
+    """Refuse now what would cost the video or the picture once the frames are painted."""
+    if strip.suffix.lower() != ".png":
+        raise UserError(f"the strip is a PNG file, got '{strip}'", hint=f"try --strip {strip}.png")
+    if strip.resolve() == image.resolve():
+        raise UserError(f"--strip would replace the picture '{image}'", hint="name another file")
+
+
 def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
@@ -193,7 +218,7 @@ def _progress() -> Iterator[Progress]:
     """Bars with the time left, on stderr."""
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -210,10 +235,14 @@ def _show(as_json: bool, result: dict[str, Any], print_table: Callable[[], None]
 
 
 def _bundle_summary(bundle: Any) -> dict[str, Any]:
+    return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **_builtins(bundle.manifest)}
+
+
+def _builtins(struct: Any) -> dict[str, Any]:
     import msgspec
 
-    summary: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
-    return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **summary}
+    found: dict[str, Any] = msgspec.to_builtins(struct)
+    return found
 
 
 def _megabytes(size_bytes: int) -> str:
@@ -223,7 +252,7 @@ def _megabytes(size_bytes: int) -> str:
 def _print_bundles(bundles: list[Any], seconds: float) -> None:
     table = Table(title=f"{len(bundles)} bundles in {seconds:.1f} s", title_justify="left")
     for column in ("bundle", "size", "parity of the UNet", "lowest parity"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for bundle in bundles:
         parities = {n: c.parity_psnr_db or float("inf") for n, c in bundle.manifest.components.items()}
         worst = min(parities, key=lambda name: parities[name])
@@ -236,12 +265,11 @@ def _print_components(bundle: Any) -> None:
     manifest = bundle.manifest
     out_console.print(
         f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {manifest.width}x{manifest.height}, "
-        f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match",
-        markup=False,
+        f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match"
     )
     table = Table()
     for column in ("component", "parameters", "inputs", "outputs", "parity"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, component in manifest.components.items():
         shapes = (
             "\n".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
@@ -255,18 +283,17 @@ def _print_components(bundle: Any) -> None:
 def _print_doctor(report: dict[str, Any]) -> None:
     table = Table(title=f"outzoom {report['outzoom']}, Python {report['python']}", title_justify="left")
     for column in ("for", "package", "version"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for extra, packages in report["packages"].items():
         for name, found in packages.items():
             table.add_row(extra, name, found or f"missing: pip install 'outzoom[{extra}]'")
     out_console.print(table)
     for target, state in report["targets"].items():
-        out_console.print(f"target {target}: {state}", markup=False)
+        out_console.print(f"target {target}: {state}")
     machine = report["machine"]
     out_console.print(
         f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no features known'}; "
-        f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free",
-        markup=False,
+        f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free"
     )
 
 
@@ -284,31 +311,44 @@ def _common(
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
-    err_console.print(f"warning: {message}", style="yellow", markup=False)
+    err_console.print(f"warning: {_printable(str(message))}", style="yellow", highlight=False)
+
+
+def _printable(text: str) -> str:
+    """A message may quote a hostile file: no control characters for the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _fail(message: str, hint: str, code: int, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps({"error": {"message": message, "hint": hint}}) + "\n")
-    err_console.print(f"error: {message}", style="red", markup=False, highlight=False)
+    err_console.print(f"error: {_printable(message)}", style="red", highlight=False)
     if hint:
-        err_console.print(f"  hint: {hint}", markup=False, highlight=False)
+        err_console.print(f"  hint: {_printable(hint)}", highlight=False)
     return code
 
 
 # Typer's own name for it changed with the release that brought its own copy of click.
 UsageError: Any = typer.BadParameter.__mro__[1]
+CTRL_C = 130  # what Typer makes of a KeyboardInterrupt
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     as_json = "--json" in arguments
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        return _run(arguments or ["--help"], as_json)
+
+
+def _run(arguments: list[str], as_json: bool) -> int:
     command: Any = typer.main.get_command(app)
+    interrupted = "interrupted; what was not complete was removed"
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in command.commands:
             raise unknown_name("command", arguments[0], command.commands)
-        return int(command.main(arguments, prog_name="outzoom", standalone_mode=False) or 0)
+        code = int(command.main(arguments, prog_name="outzoom", standalone_mode=False) or 0)
+        return _fail(interrupted, "", 1, as_json) if code == CTRL_C else code
     except OutzoomError as error:
         return _fail(str(error), error.hint, error.exit_code, as_json)
     except UsageError as error:
@@ -316,11 +356,20 @@ def run(arguments: list[str]) -> int:
         hint = f"'{context.command_path} --help' lists the options" if context else ""
         return _fail(error.format_message(), hint, 2, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was not complete was removed", "", 1, as_json)
+        return _fail(interrupted, "", 1, as_json)
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or ''}", "", 1, as_json)
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", "", 1, as_json)
+    except MemoryError:
+        return _fail("there is not enough memory", "take a smaller size, or a recipe with smaller weights", 1, as_json)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"unexpected {type(error).__name__}: {error}"
+        return _fail(message, "this is a bug in outzoom: please report it with the lines above", 1, as_json)
 
 
 def main() -> None:
     """The entry point of the `outzoom` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal or a file that is not UTF-8
     sys.exit(run(sys.argv[1:]))

@@ -60,6 +60,8 @@ def _state(target: str) -> str:
         return f"ready ({BACKENDS[target].version()})"
     except OutzoomError as error:
         return f"{error}; {error.hint}"
+    except Exception as error:  # a package that is there but broken raises anything
+        return f"broken: {error}"
 
 
 def _cpu_info(key: str) -> str:

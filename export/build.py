@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..runtime.bundle import (
     COMPONENTS,
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    TOKENIZER_FOLDER,
     Bundle,
     Component,
     Manifest,
@@ -34,8 +34,10 @@ from ..runtime.bundle import (
     open_manifest,
     write_manifest,
 )
-from ..runtime.errors import OutzoomError
-from ..runtime.files import atomic_directory
+from ..runtime.errors import OutzoomError, UserError
+from ..runtime.files import atomic_directory, scratch_directory
+from ..runtime.schedulers import default_scheduler, make_scheduler
+from ..runtime.tokenizer import ClipTokenizer
 from .checkpoint import Checkpoint
 from .parity import probe, psnr_db, reference_output
 from .recipes import Recipe
@@ -63,10 +65,16 @@ class Plan:
     out: Path
 
     def __post_init__(self) -> None:
-        """Refuse now what would fail after hours of work: an unknown target, a missing package, a size."""
+        """Refuse now what would fail after hours of work, or on the device."""
         for target in self.targets:
             backend_for(target).version()
+        for kind, names in (("target", self.targets), ("recipe", tuple(recipe.name for recipe in self.recipes))):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"the {kind} '{twice[0]}' is asked for twice", hint="each makes one bundle of its name")
         self.checkpoint.check_size(self.width, self.height)
+        _check_tokenizer(self.checkpoint)
+        scheduler = _scheduler_config(self.checkpoint)
+        make_scheduler(default_scheduler(scheduler), scheduler, steps=10)
 
     @property
     def stage_count(self) -> int:
@@ -88,34 +96,30 @@ def build(plan: Plan, on_stage: Callable[[str], None]) -> Iterator[Bundle]:
     `on_stage` is told what begins. Raises OutzoomError for a component below the recipe's `min_psnr_db`;
     whatever stops the build, no half-made bundle stays.
     """
-    probes = {}
-    for component in COMPONENTS:
-        on_stage(f"{component}: run the checkpoint's module")
-        probes[component] = _probe(plan, component)
-    for recipe in plan.recipes:
-        with _scratch(plan.out / f".onnx-{recipe.name}") as onnx:
+    with scratch_directory(plan.out / "onnx") as scratch:
+        probes = {}
+        for component in COMPONENTS:
+            on_stage(f"{component}: run the checkpoint's module")
+            probes[component] = _probe(plan, component)
+        for recipe in plan.recipes:
             models = {}
             for component in COMPONENTS:
                 on_stage(f"{component}: export to ONNX, {recipe.name}")
-                models[component] = _write_onnx(plan, component, recipe, onnx / component)
+                models[component] = _write_onnx(plan, component, recipe, scratch / recipe.name / component)
             for target in plan.targets:
                 yield _bundle(plan, target, recipe, models, probes, on_stage)
+            shutil.rmtree(scratch / recipe.name)
 
 
 def _probe(plan: Plan, component: str) -> Probe:
     feeds = probe(plan.checkpoint, component, plan.width, plan.height)
-    return Probe(feeds, reference_output(plan.checkpoint, component, feeds))
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that is gone afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return Probe(feeds, reference_output(plan.checkpoint, component, feeds))
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(  # what diffusers raises for a configuration and weights that do not fit
+            f"{component} can't be made from '{plan.checkpoint.path}': {error}",
+            hint="do its configuration and its weights belong together?",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _write_onnx(plan: Plan, component: str, recipe: Recipe, folder: Path) -> Onn
     parameters = sum(weight.size for weight in weights if weight is not None)
     if recipe.weights == "float16":
         model = cast_weights(model)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
     inputs, outputs = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
     return OnnxModel(folder / "model.onnx", inputs, outputs, parameters)
@@ -161,7 +165,7 @@ def _bundle(
             on_stage(f"{name}: compile for {target}, {recipe.name}")
             components[name] = _component(root, name, target, recipe, model, probes[name])
         on_stage(f"write the bundle {path.name}")
-        _copy_tokenizer(plan.checkpoint, root / "tokenizer")
+        _copy_tokenizer(plan.checkpoint, root / TOKENIZER_FOLDER)
         write_manifest(root, _manifest(plan, target, recipe, components, root))
     return open_manifest(path, verify=False)
 
@@ -187,6 +191,17 @@ def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxMo
     )
 
 
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config("text_encoder")
+    tokenizer = ClipTokenizer(checkpoint.path / "tokenizer", config["max_position_embeddings"])
+    if tokenizer.vocabulary_size > config["vocab_size"]:
+        raise UserError(
+            f"the tokenizer of '{checkpoint.path}' has {tokenizer.vocabulary_size} tokens, "
+            f"its text encoder knows {config['vocab_size']}",
+            hint="take both from one checkpoint",
+        )
+
+
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir()
     for name in TOKENIZER_FILES:
@@ -194,20 +209,26 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
+def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Without infinite numbers, which JSON lacks (diffusers writes them for keys that mean nothing then)."""
+    config = checkpoint.config("scheduler")
+    return {k: v for k, v in config.items() if not (isinstance(v, float) and not math.isfinite(v))}
+
+
 def _manifest(plan: Plan, target: str, recipe: Recipe, components: dict[str, Component], root: Path) -> Manifest:
     checkpoint = plan.checkpoint
-    scheduler = checkpoint.config("scheduler")
+    name = "".join(c if c.isprintable() else "?" for c in checkpoint.path.resolve().name)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         target=target,
         recipe=RecipeInfo(recipe.name, recipe.weights, recipe.compute),
-        source=Source(checkpoint.path.resolve().name, checkpoint.sha256),
+        source=Source(name, checkpoint.sha256),
         width=plan.width,
         height=plan.height,
         vae_scale_factor=checkpoint.vae_scale_factor,
         latent_scale=float(checkpoint.config("vae")["scaling_factor"]),
-        max_tokens=int(checkpoint.config("text_encoder")["max_position_embeddings"]),
-        scheduler={k: v for k, v in scheduler.items() if not (isinstance(v, float) and not math.isfinite(v))},
+        max_tokens=checkpoint.config("text_encoder")["max_position_embeddings"],
+        scheduler=_scheduler_config(checkpoint),
         components=components,
         files=describe_files(root),
         tools={

@@ -84,7 +84,7 @@ def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     model: nn.Module = cls.from_pretrained(
         checkpoint.path / part, use_safetensors=True, local_files_only=True, variant=variant, **dtype
     )
-    return model.eval()
+    return model.float().eval()  # diffusers leaves a float64 tensor as it is
 
 
 @dataclass(frozen=True)

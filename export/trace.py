@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 
-from ..runtime.errors import OutzoomError
+from ..runtime.errors import UserError
 from .checkpoint import Checkpoint, StoredTensor
 from .components import COMPONENT_SPECS, ComponentSpec, empty_part
 
@@ -57,7 +57,7 @@ def _attach_weights(model: ir.Model, stored: dict[str, StoredTensor]) -> None:
             continue  # a constant of the graph, with its data
         found = next((stored[key] for key in _stored_names(name) if key in stored), None)
         if found is None:
-            raise OutzoomError(f"the checkpoint has no weight '{name}'", hint="is it complete?")
+            raise UserError(f"the checkpoint has no weight '{name}'", hint="is it complete?")
         value.const_value = _lazy_float32(name, tuple(tensor.shape), found)
 
 
@@ -74,7 +74,10 @@ def _stored_names(name: str) -> list[str]:
 def _lazy_float32(name: str, shape: tuple[int, ...], stored: StoredTensor) -> ir.TensorProtocol:
     """The stored tensor as float32: in place where it is, converted each time it is asked for where it is not."""
     if stored.dtype not in DTYPES or torch.Size(shape).numel() != torch.Size(stored.shape).numel():
-        raise OutzoomError(f"weight '{name}' is {stored.dtype} {stored.shape}; expected floats of shape {shape}")
+        raise UserError(
+            f"weight '{name}' is {stored.dtype} {stored.shape}; expected F32, F16 or BF16 of shape {shape}",
+            hint="do the checkpoint's configuration and its weights belong together?",
+        )
     external = ir.ExternalTensor(
         stored.file.name, stored.offset, stored.size_bytes, DTYPES[stored.dtype],
         shape=ir.Shape(shape), name=name, base_dir=stored.file.parent.absolute(),

@@ -20,6 +20,10 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_SIDE = 8192
+LATENT_CHANNELS = 4  # an inpainting UNet takes them twice, and the mask
+TOKENIZER_FOLDER = "tokenizer"
+REBUILD = "build the bundle again with outzoom export-all"
+COPY_AGAIN = "copy the bundle again, or build it again"
 
 Json = dict[str, Any]
 
@@ -46,7 +50,8 @@ class Component(msgspec.Struct, frozen=True):
         for spec in self.inputs:
             if spec.name == name:
                 return spec.shape
-        raise BundleError(f"engine '{self.engine}' has no input '{name}'; it has {[s.name for s in self.inputs]}")
+        found = ", ".join(spec.name for spec in self.inputs) or "none"
+        raise BundleError(f"engine '{self.engine}' has no input '{name}'; its inputs: {found}", hint=REBUILD)
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -102,7 +107,7 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists; raises BundleError for any other."""
         if name not in self.manifest.files:
-            raise BundleError(f"bundle '{self.path}' lists no file '{name}'", hint="build it again")
+            raise BundleError(f"bundle '{self.path}' lists no file '{name}'", hint=REBUILD)
         return self.path / name
 
     def engine(self, component: str) -> Path:
@@ -122,10 +127,15 @@ def open_manifest(path: Path | str, verify: bool = True, progress: Callable[[int
     with the number of bytes hashed since the last call. Raises BundleError that says what is wrong.
     """
     root = Path(path)
-    manifest = _decode(_read_manifest(root), root)
-    _check_values(manifest, root)
-    for name, entry in manifest.files.items():
-        _check_file(root, name, entry, verify, progress)
+    try:
+        manifest = _decode(_read_manifest(root), root)
+        _check_values(manifest, root)
+        for name, entry in manifest.files.items():
+            _check_file(root, name, entry, verify, progress)
+        _check_unlisted(root, manifest)
+    except OSError as error:
+        message = f"the bundle '{root}' can't be read: {error.strerror or error}"
+        raise BundleError(message, hint="check the path and the rights of its files") from error
     return Bundle(root, manifest)
 
 
@@ -139,13 +149,13 @@ def _read_manifest(root: Path) -> bytes:
             hint="give the directory <OUT>/<target>-<recipe> that outzoom export-all wrote",
         )
     if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"'{file}' is {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        raise BundleError(
+            f"'{file}' is {file.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read", hint=REBUILD
+        )
     return file.read_bytes()
 
 
 def _decode(data: bytes, root: Path) -> Manifest:
-    rebuild = "build the bundle again with outzoom export-all"
-
     class Versioned(msgspec.Struct):
         schema_version: int
 
@@ -155,17 +165,17 @@ def _decode(data: bytes, root: Path) -> Manifest:
             age = "newer" if version > SCHEMA_VERSION else "older"
             raise BundleError(
                 f"bundle '{root}' has schema version {version}, {age} than this outzoom reads ({SCHEMA_VERSION})",
-                hint="update outzoom on this device" if age == "newer" else rebuild,
+                hint="update outzoom on this device" if age == "newer" else REBUILD,
             )
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"the manifest of bundle '{root}' is damaged: {error}", hint=rebuild) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"the manifest of bundle '{root}' is damaged: {error}", hint=REBUILD) from error
 
 
 def _check_values(manifest: Manifest, root: Path) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
-            raise BundleError(f"the manifest of bundle '{root}' is wrong: {message}", hint="build the bundle again")
+            raise BundleError(f"the manifest of bundle '{root}' is wrong: {message}", hint=REBUILD)
 
     cell = manifest.vae_scale_factor
     require(1 <= cell <= 64, f"vae_scale_factor {cell} is not in 1..64")
@@ -174,8 +184,8 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             cell <= side <= MAX_SIDE and side % cell == 0,
             f"side {side} is no multiple of {cell} up to {MAX_SIDE}",
         )
-    require(0 < manifest.latent_scale < 1e3, f"latent_scale {manifest.latent_scale} is out of range")
-    require(1 <= manifest.max_tokens <= 4096, f"max_tokens {manifest.max_tokens} is not in 1..4096")
+    require(1e-3 <= manifest.latent_scale <= 1e3, f"latent_scale {manifest.latent_scale} is not in 0.001..1000")
+    require(3 <= manifest.max_tokens <= 4096, f"max_tokens {manifest.max_tokens} is not in 3..4096")
     missing = [name for name in COMPONENTS if name not in manifest.components]
     require(not missing, f"components missing: {', '.join(missing)}")
     for name, component in manifest.components.items():
@@ -183,26 +193,59 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             component.engine in manifest.files,
             f"the engine of {name}, '{component.engine}', is not a listed file",
         )
-        for spec in (*component.inputs, *component.outputs):
-            fits = all(0 < n < 2**31 for n in spec.shape)
-            require(fits, f"{name}: tensor '{spec.name}' has the shape {spec.shape}")
+    listed = [name for name in manifest.files if name.startswith(f"{TOKENIZER_FOLDER}/")]
+    require(bool(listed), f"it lists no file in '{TOKENIZER_FOLDER}'")
+    specs = [spec for component in manifest.components.values() for spec in (*component.inputs, *component.outputs)]
+    names = [manifest.target, manifest.source.name, manifest.recipe.name, *manifest.components, *manifest.files]
+    for text in (*names, *(text for spec in specs for text in (spec.name, spec.dtype))):
+        require(text.isprintable(), f"the name {text!r} holds characters that can't be printed")
+    for (name, tensor), shape in _needed_shapes(manifest).items():
+        found = manifest.components[name].input_shape(tensor)
+        require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
+
+
+def _needed_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int, ...]]:
+    """By component and input: the shapes that the inpainting pipeline will feed."""
+    rows, columns = manifest.height // manifest.vae_scale_factor, manifest.width // manifest.vae_scale_factor
+    return {
+        ("text_encoder", "input_ids"): (1, manifest.max_tokens),
+        ("unet", "sample"): (1, 2 * LATENT_CHANNELS + 1, rows, columns),
+        ("vae_encoder", "sample"): (1, 3, manifest.height, manifest.width),
+        ("vae_decoder", "latent_sample"): (1, LATENT_CHANNELS, rows, columns),
+    }
 
 
 def _check_file(root: Path, name: str, entry: FileEntry, verify: bool, progress: Callable[[int], None] | None) -> None:
     pure = PurePosixPath(name)
     leaves = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
     file = root / name
-    if leaves or not file.resolve().is_relative_to(root.resolve()):
+    if leaves or not _is_inside(file, root):
         raise BundleError(f"bundle '{root}' names a file outside itself: '{name}'", hint="do not use this bundle")
-    rebuild = "copy the bundle again, or build it again"
     if not file.is_file():
-        raise BundleError(f"bundle '{root}' is incomplete: '{name}' is missing", hint=rebuild)
+        raise BundleError(f"bundle '{root}' is incomplete: '{name}' is missing", hint=COPY_AGAIN)
     size = file.stat().st_size
     if size != entry.size_bytes:
         verb = "truncated" if size < entry.size_bytes else "changed"
-        raise BundleError(f"'{file}' is {verb}: {size} bytes, the manifest says {entry.size_bytes}", hint=rebuild)
+        raise BundleError(f"'{file}' is {verb}: {size} bytes, the manifest says {entry.size_bytes}", hint=COPY_AGAIN)
     if verify and sha256_of(file, progress) != entry.sha256:
-        raise BundleError(f"'{file}' is not what was built: its SHA-256 differs from the manifest's", hint=rebuild)
+        raise BundleError(f"'{file}' is not what was built: its SHA-256 differs from the manifest's", hint=COPY_AGAIN)
+
+
+def _is_inside(file: Path, root: Path) -> bool:
+    try:
+        return file.resolve().is_relative_to(root.resolve())
+    except RuntimeError:  # before Python 3.13: links that lead round in a circle
+        return False
+
+
+def _check_unlisted(root: Path, manifest: Manifest) -> None:
+    """Engines and the tokenizer read what lies beside their files, so no file may lie there unchecked."""
+    folders = {PurePosixPath(name).parent for name in manifest.files} - {PurePosixPath(".")}
+    for folder in sorted(folders):
+        for file in (root / folder).iterdir():
+            name = (folder / file.name).as_posix()
+            if file.is_file() and not file.name.startswith(".") and name not in manifest.files:
+                raise BundleError(f"bundle '{root}' holds a file that it does not list: '{name}'", hint="remove it")
 
 
 def describe_files(root: Path) -> dict[str, FileEntry]:

@@ -69,6 +69,16 @@ def atomic_directory(path: str | Path, marker: str = "") -> Iterator[Path]:
             _remove(aside)
 
 
+@contextmanager
+def scratch_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary directory beside `path`, removed at the end whatever happens; raises as above.
+
+    What a killed process left behind is removed by the next one that asks for the same `path`.
+    """
+    with _partial_of(Path(path), directory=True) as (partial, _):
+        yield partial
+
+
 def sha256_of(path: str | Path, progress: Callable[[int], object] | None = None) -> str:
     """The SHA-256 of a file in lowercase hex, read in pieces of 1 MiB.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle import COPY_AGAIN
 from ..errors import BundleError, MissingPackageError
 from .protocol import Array
 
@@ -55,7 +56,7 @@ class OnnxRuntime:
         try:
             return OnnxRuntimeEngine(ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"]))
         except Exception as error:  # the package raises types of its own, one for each kind of failure
-            raise BundleError(f"ONNX Runtime can't load '{engine}': {error}") from error
+            raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
 
     def version(self) -> str:
         """The installed version."""

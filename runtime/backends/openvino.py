@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import COPY_AGAIN
 from ..errors import BundleError, MissingPackageError
 from .protocol import Array
 
@@ -61,7 +62,8 @@ class OpenVino:
         try:
             return OpenVinoEngine(ov.Core().compile_model(engine, self.device, options))
         except RuntimeError as error:
-            raise BundleError(f"OpenVINO can't compile '{engine}' for {self.device}: {error}") from error
+            message = f"OpenVINO can't compile '{engine}' for {self.device}: {error}"
+            raise BundleError(message, hint=COPY_AGAIN) from error
 
     def version(self) -> str:
         """The installed version."""

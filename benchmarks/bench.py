@@ -1,0 +1,178 @@
+"""`bench`: measure bundles one after the other, compare their pictures, and write the results and the report."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import MissingPackageError, UserError, film_strip, load_image, open_manifest, save_png
+from ..runtime.backends import backend_for
+from ..runtime.files import sha256_of
+from ..runtime.geometry import outside_mask
+from .machine import describe_machine
+from .process import measure_bundle, measure_runtime_import
+from .quality import SSIM_WINDOW_PX, border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
+from .report import write_report
+from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, printable, write_results
+from .settings import BenchSettings
+
+PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "psutil": "psutil", "skimage": "scikit-image"}
+REFERENCE_RECIPE = "fp32"
+REFERENCE_TARGET = "onnxruntime"  # of several fp32 bundles
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bundle's result and pictures, both uint8 RGB of shape (pictures, height, width, 3)."""
+
+    result: BundleResult
+    keyframes: NDArray[np.uint8]
+    strip: NDArray[np.uint8]
+
+
+def run_bench(
+    bundles: Sequence[Path],
+    out: Path,
+    settings: BenchSettings | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Measure each bundle in a fresh process; write OUT/results.json, OUT/report.html and OUT/<bundle>/strip.png.
+
+    `on_progress` is told what begins, `settings.stage_count(len(bundles))` times. Everything that can be wrong
+    with the input raises UserError before the first measurement; nothing is written before the last one.
+    """
+    settings = settings or BenchSettings()
+    _check(bundles, out, settings)
+    machine = describe_machine()
+    on_progress("the runtime's import")
+    runtime_import = measure_runtime_import()
+    measured = {}
+    for name, path in unique_names(bundles).items():
+        measured[name] = _measure(name, path, settings, on_progress)
+    on_progress("the report")
+    results = Results(
+        schema_version=SCHEMA_VERSION,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        outzoom_version=version("outzoom"),
+        command=printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        settings=settings,
+        picture_sha256=sha256_of(settings.picture),
+        machine=machine,
+        runtime_import=runtime_import,
+        bundles=tuple(_with_quality(each, measured, settings) for each in measured.values()),
+    )
+    strips = {name: each.strip for name, each in measured.items()}
+    for name, strip in strips.items():
+        save_png(film_strip(list(strip)), out / name / "strip.png")
+    write_results(results, out / "results.json")
+    write_report(results, strips, out / "report.html")
+    return results
+
+
+def _check(bundles: Sequence[Path], out: Path, settings: BenchSettings) -> None:
+    """Raise for what would otherwise go wrong after minutes of measuring."""
+    for module, package in PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MissingPackageError(package, "bench", "outzoom bench") from error
+    if not bundles:
+        raise UserError("there is no bundle to measure", hint="name one or more; outzoom export-all makes them")
+    twice = [str(path) for path, count in Counter(path.resolve() for path in bundles).items() if count > 1]
+    if twice:
+        raise UserError(f"a bundle is given twice: {', '.join(twice)}", hint="name each bundle once")
+    try:
+        str(settings.picture).encode()  # as the results will hold it
+    except UnicodeEncodeError as error:
+        raise UserError(f"the path {str(settings.picture)!r} is no valid text", hint="rename the picture") from error
+    for path in bundles:
+        manifest = open_manifest(path, verify=False).manifest  # the measuring process verifies the hashes
+        backend_for(manifest.target).version()
+        settings.painting.make_scheduler(manifest.scheduler)
+        size = manifest.width, manifest.height
+        if min(size) < SSIM_WINDOW_PX:
+            raise UserError(f"'{path}' paints {size[0]}x{size[1]}: SSIM needs {SSIM_WINDOW_PX} pixels a side")
+        load_image(settings.picture, size)
+    _check_writable(out)
+
+
+def _check_writable(out: Path) -> None:
+    existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write into {out}: {existing} is not a directory", hint="name another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {out}: no permission in {existing}", hint="name another --out")
+
+
+def unique_names(bundles: Sequence[Path]) -> dict[str, Path]:
+    """Each bundle by the name of its folder; with its parent's, and at last a number, where others share that."""
+    paths = [path.resolve() for path in bundles]
+    counts = Counter(path.name for path in paths)
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = printable(path.name if counts[path.name] == 1 else f"{path.parent.name}-{path.name}") or "bundle"
+        numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        named[next(each for each in numbered if each not in named)] = path
+    return named
+
+
+def _measure(name: str, path: Path, settings: BenchSettings, on_progress: Callable[[str], None]) -> Measured:
+    with tempfile.TemporaryDirectory(prefix="outzoom-bench-") as folder:
+        work = Path(folder)
+        result = measure_bundle(path, settings, work, lambda text: on_progress(f"{name}: {text}"))
+        keyframes, strip = (np.load(work / f"{kind}.npy", allow_pickle=False) for kind in ("keyframes", "strip"))
+    return Measured(msgspec.structs.replace(result, name=name), keyframes, strip)
+
+
+def _with_quality(one: Measured, measured: Mapping[str, Measured], settings: BenchSettings) -> BundleResult:
+    """The bundle's result with its seams, and its pictures' distance from those of the fp32 bundle, if any."""
+    result = one.result
+    mask = outside_mask((result.width, result.height), settings.motion.scale)
+    reference = reference_of(result, [each.result for each in measured.values()])
+    quality = None
+    if reference is not None and reference != result.name:
+        triples = zip(settings.keyframe_indices, measured[reference].keyframes, one.keyframes, strict=True)
+        quality = tuple(
+            KeyframeQuality(
+                frame=frame,
+                border_psnr_db=_finite(border_psnr_db(theirs, ours, mask)),
+                border_ssim=border_ssim(theirs, ours, mask),
+                psnr_db=_finite(psnr_db(theirs, ours)),
+                ssim=ssim(theirs, ours),
+            )
+            for frame, theirs, ours in list(triples)[1:]
+        )
+    seams = tuple(_finite(seam_ratio(picture, mask)) for picture in one.keyframes[1:])
+    return msgspec.structs.replace(result, seam_ratios=seams, reference=reference, quality=quality)
+
+
+def reference_of(result: BundleResult, results: Sequence[BundleResult]) -> str | None:
+    """The name of the fp32 bundle made from the same checkpoint at the same size, preferably for ONNX Runtime."""
+
+    def comparable(other: BundleResult) -> bool:
+        same = ("source_sha256", "width", "height")
+        return other.recipe == REFERENCE_RECIPE and all(getattr(other, f) == getattr(result, f) for f in same)
+
+    candidates = [other for other in results if comparable(other)]
+    candidates.sort(key=lambda other: other.target != REFERENCE_TARGET)
+    return candidates[0].name if candidates else None
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: None stands for it, and for not-a-number."""
+    return round(value, 4) if math.isfinite(value) else None

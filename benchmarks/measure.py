@@ -1,0 +1,265 @@
+"""Measure one bundle in this very process: `python -m outzoom.benchmarks.measure BUNDLE`, JSON lines on stdout.
+
+Only what a device needs is imported before the bundle is open, so that time and memory are those of a device.
+`process.measure_bundle` starts it. Nothing here may be imported by the package's `__init__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import OutzoomError, PromptTruncatedWarning, Zoom, load_image, open_bundle
+from ..runtime.backends import Engine
+from ..runtime.bundle import COMPONENTS, Bundle, Component
+from ..runtime.schedulers import default_scheduler
+from .process import Done, Failed, Message, Progress
+from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult, printable
+from .settings import MIN_RUNS, BenchSettings, from_json, to_json
+
+Report = Callable[[str], None]
+
+
+def measure(
+    bundle: Path, settings: BenchSettings, spawned_at: float, work: Path | None, report: Report
+) -> BundleResult:
+    """Open the bundle, run each engine alone, then zoom; the pictures go into `work`, if given.
+
+    `spawned_at` is `time.monotonic()` at the start of the process.
+    """
+    rss_after_import_bytes = rss_bytes()
+    cpu = CpuShare()
+    report("open")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PromptTruncatedWarning)
+        zoom, opened, load_ms = _open(bundle, spawned_at)
+        with zoom:
+            rss_after_open_bytes = rss_bytes()
+            components = _measure_components(zoom, settings, load_ms, report)
+            zoomed = _measure_zoom(zoom, settings, opened, work, report)
+    manifest = zoom.bundle.manifest
+    return BundleResult(
+        name=printable(bundle.name),
+        target=manifest.target,
+        recipe=manifest.recipe.name,
+        weights=manifest.recipe.weights,
+        compute=manifest.recipe.compute,
+        source=manifest.source.name,
+        source_sha256=manifest.source.sha256,
+        width=manifest.width,
+        height=manifest.height,
+        size_bytes=zoom.bundle.size_bytes,
+        tools=manifest.tools,
+        open=opened,
+        components=components,
+        zoom=zoomed,
+        memory=MemoryResult(rss_after_import_bytes, rss_after_open_bytes, peak_rss_bytes()),
+        other_cpu_fraction=cpu.of_others(),
+        warnings=tuple(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
+    )
+
+
+def _open(bundle: Path, spawned_at: float) -> tuple[Zoom, OpenResult, dict[str, float]]:
+    """The opened bundle with all engines loaded, and what that took."""
+    start = time.monotonic()
+    zoom = open_bundle(bundle)
+    checked = time.monotonic()
+    load_ms = {name: _timed_ms(partial(zoom.inpainting.engine, name)) for name in COMPONENTS}
+    end = time.monotonic()
+    return zoom, OpenResult(_ms(end - spawned_at), _ms(end - start), _ms(checked - start)), load_ms
+
+
+def _measure_components(
+    zoom: Zoom, settings: BenchSettings, load_ms: dict[str, float], report: Report
+) -> dict[str, ComponentResult]:
+    results = {}
+    for name in COMPONENTS:
+        report(f"{name}, {settings.runs} runs")
+        component = zoom.bundle.manifest.components[name]
+        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), _feeds(component), settings)
+        results[name] = ComponentResult(
+            parameters=component.parameters,
+            size_bytes=component_size_bytes(zoom.bundle, component),
+            parity_psnr_db=component.parity_psnr_db,
+            load_ms=load_ms[name],
+            first_run_ms=first_ms,
+            latency=Latency.of(samples_ms),
+        )
+    return results
+
+
+def _feeds(component: Component) -> dict[str, NDArray[Any]]:
+    """Inputs of the right shapes: token 0, and noise (of normal numbers: the others are slow on some CPUs)."""
+    rng = np.random.default_rng(0)
+    return {
+        spec.name: np.zeros(spec.shape, spec.dtype)
+        if np.issubdtype(np.dtype(spec.dtype), np.integer)
+        else rng.standard_normal(spec.shape, np.float32).astype(spec.dtype)
+        for spec in component.inputs
+    }
+
+
+def _run_alone(engine: Engine, feeds: dict[str, NDArray[Any]], settings: BenchSettings) -> tuple[float, list[float]]:
+    """Milliseconds of the first run, and of the runs after the warm-ups."""
+    first_ms = _timed_ms(lambda: engine.run(feeds))
+    for _ in range(settings.warm_ups):
+        engine.run(feeds)
+    samples_ms: list[float] = []
+    deadline = time.monotonic() + settings.budget_seconds
+    while len(samples_ms) < settings.runs:
+        if len(samples_ms) >= MIN_RUNS and time.monotonic() > deadline:
+            break
+        samples_ms.append(_timed_ms(lambda: engine.run(feeds)))
+    return first_ms, samples_ms
+
+
+def _measure_zoom(
+    zoom: Zoom, settings: BenchSettings, opened: OpenResult, work: Path | None, report: Report
+) -> ZoomResult:
+    """Time every frame of the zoom; one that paints a keyframe is told by the steps taken for it."""
+    motion = settings.motion
+    steps_taken = 0
+
+    def on_step() -> None:
+        nonlocal steps_taken
+        steps_taken += 1
+
+    picture = load_image(settings.picture, zoom.size)
+    painting_ms: list[float] = []
+    between_ms: list[float] = []
+    shown: dict[int, NDArray[np.uint8]] = {}
+    wanted = {*settings.keyframe_indices, *settings.strip_indices}
+    frames = zoom.frames(picture, settings.prompt, motion, settings.painting, on_step)
+    for index in range(motion.frame_count):
+        if index % motion.keyframe_every == 1:
+            report(f"keyframe {len(painting_ms) + 1} of {motion.painted_count}")
+        steps_before = steps_taken
+        start = time.monotonic()
+        frame = next(frames)
+        elapsed_ms = _ms(time.monotonic() - start)
+        (painting_ms if steps_taken > steps_before else between_ms).append(elapsed_ms)
+        if index in wanted:
+            shown[index] = frame
+    if work is not None:
+        np.save(work / "keyframes.npy", np.stack([shown[i] for i in settings.keyframe_indices]))
+        np.save(work / "strip.npy", np.stack([shown[i] for i in settings.strip_indices]))
+    between = Latency.of(between_ms)
+    seconds = (sum(painting_ms) + sum(between_ms)) / 1e3
+    return ZoomResult(
+        scheduler=default_scheduler(zoom.bundle.manifest.scheduler),
+        keyframe=Latency.of([ms - between.median_ms for ms in painting_ms]),
+        between_frame=between,
+        frame_count=motion.frame_count,
+        seconds=round(seconds, 4),
+        between_frames_per_second=round(1e3 / between.median_ms, 3),
+        frames_per_second=round(motion.frame_count / seconds, 3),
+        frames_per_second_with_open=round(motion.frame_count / (seconds + opened.from_process_start_ms / 1e3), 3),
+    )
+
+
+def component_size_bytes(bundle: Bundle, component: Component) -> int:
+    """The size of the files in the folder of a component's engine."""
+    folder = PurePosixPath(component.engine).parent
+    return sum(
+        entry.size_bytes for name, entry in bundle.manifest.files.items() if folder in PurePosixPath(name).parents
+    )
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory that this process ever had.
+
+    Linux's getrusage counts the parent's memory from before exec as the process's own, so the kernel's high
+    water mark of this very address space is read instead.
+    """
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform != "linux":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+class CpuShare:
+    """How much of the machine's CPU time other processes take, from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def of_others(self) -> float:
+        """Their fraction of all cores' time, 0 to 1."""
+        import psutil
+
+        own, busy, wall = (end - start for end, start in zip(self._now(), self._start, strict=True))
+        return round(min(max((busy - own) / (wall * (psutil.cpu_count() or 1)), 0.0), 1.0), 3)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        import psutil
+
+        times = psutil.cpu_times()
+        return time.process_time(), sum(times) - times.idle - getattr(times, "iowait", 0.0), time.monotonic()
+
+
+def _timed_ms(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return _ms(time.perf_counter() - start)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 4)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m outzoom.benchmarks.measure", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--settings", default="{}", help="BenchSettings as JSON")
+    parser.add_argument("--work", type=Path, help="where keyframes.npy and strip.npy go; without it, nowhere")
+    parser.add_argument("--spawned-at", type=float, default=time.monotonic(), help="time.monotonic() at the start")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, and say so on standard output, which is kept from the libraries that print there."""
+    arguments = _arguments()
+    stdout = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def send(message: Message) -> None:
+        stdout.write(to_json(message) + b"\n")
+
+    try:
+        settings = from_json(arguments.settings, BenchSettings)
+        result = measure(
+            arguments.bundle, settings, arguments.spawned_at, arguments.work, lambda text: send(Progress(text))
+        )
+    except OutzoomError as error:
+        send(Failed(str(error), error.hint, error.exit_code))
+        return error.exit_code
+    send(Done(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Measuring in fresh processes: start one, hear its progress, take its result, and never leave it behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from ..runtime.errors import OutzoomError, UserError
+from .results import BundleResult, Latency, RuntimeImport
+from .settings import BenchSettings, from_json, to_json
+
+IMPORT_RUNS = 7
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A stage begins."""
+
+    text: str
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The result, and the end."""
+
+    result: BundleResult
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """An error that the user can do something about, and the end."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+Message = Progress | Done | Failed  # one JSON object a line, on the measuring process's standard output
+
+
+def measure_bundle(
+    bundle: Path,
+    settings: BenchSettings,
+    work: Path,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> BundleResult:
+    """Measure one bundle in a fresh process, which leaves `keyframes.npy` and `strip.npy` in the folder `work`.
+
+    Both hold uint8 RGB of shape (pictures, height, width, 3): the given picture and each painted keyframe that
+    was shown, and frames spread evenly over the zoom. Raises what the process raised; when interrupted, the
+    process ends before this returns.
+    """
+    command = [sys.executable, "-m", "outzoom.benchmarks.measure", str(bundle), "--work", str(work)]
+    command += ["--settings", to_json(settings).decode(), "--spawned-at", repr(time.monotonic())]
+    with (
+        (work / "stderr.txt").open("w+b") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=_env()) as process,
+    ):
+        try:
+            last = _listen(process, on_progress)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        if isinstance(last, Done) and code == 0:
+            return last.result
+        if isinstance(last, Failed):
+            raise (UserError if last.exit_code == UserError.exit_code else OutzoomError)(last.message, last.hint)
+        raise _died(bundle, code, log)
+
+
+def measure_runtime_import(runs: int = IMPORT_RUNS) -> RuntimeImport:
+    """Time and memory of `import outzoom.runtime`, each run in a bare interpreter, the first one not counted."""
+    script = (
+        "import time, psutil\n"
+        "process = psutil.Process()\n"
+        "before, start = process.memory_info().rss, time.perf_counter()\n"
+        "import outzoom.runtime\n"
+        "print((time.perf_counter() - start) * 1e3, process.memory_info().rss - before)\n"
+    )
+    times_ms, growths_bytes = [], []
+    for _ in range(1 + runs):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=_env())
+        if done.returncode != 0:
+            raise OutzoomError(
+                f"a fresh Python can't import outzoom.runtime: {_last_line(done.stderr)}",
+                hint=f"install outzoom into the environment of {sys.executable}",
+            )
+        time_ms, growth_bytes = done.stdout.split()
+        times_ms.append(float(time_ms))
+        growths_bytes.append(int(growth_bytes))
+    return RuntimeImport(Latency.of(times_ms[1:]), sorted(growths_bytes[1:])[runs // 2])
+
+
+def _env() -> dict[str, str]:
+    """This environment, with no module taken from the current folder (Python 3.11 and up heed it)."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}
+
+
+def _listen(process: subprocess.Popen[bytes], on_progress: Callable[[str], None]) -> Message | None:
+    """The last message; None when there was none that ends the measurement."""
+    last: Message | None = None
+    for line in process.stdout or ():
+        last = from_json(line, Message)
+        if isinstance(last, Progress):
+            on_progress(last.text)
+    return last
+
+
+def _died(bundle: Path, code: int, log: IO[bytes]) -> OutzoomError:
+    log.seek(0)
+    if code < 0:
+        hint = "out of memory, most likely: measure on a machine with more of it" if code == -9 else ""
+        return OutzoomError(f"the process that measured '{bundle}' was killed by signal {-code}", hint)
+    said = _last_line(log.read().decode("utf-8", "replace"))
+    return OutzoomError(f"measuring '{bundle}' failed: {said or f'exit code {code}'}")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

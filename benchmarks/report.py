@@ -1,0 +1,232 @@
+"""The report: one HTML page that needs nothing beside it, its plots and pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.bundle import COMPONENTS
+from ..runtime.files import atomic_file
+from .plots import COLOURS, Bar, bar_chart
+from .results import BundleResult, Latency, Results, printable
+from .settings import MIN_RUNS
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+TEMPLATE = Path(__file__).with_name("report.html")
+MAX_PICTURE_PX = 256  # larger frames are shown smaller: strip.png holds them in full
+BUSY_CPU_FRACTION = 0.1
+COMPONENT_LABELS = {
+    "text_encoder": "Text encoder",
+    "unet": "UNet, one pass",
+    "vae_encoder": "VAE encoder",
+    "vae_decoder": "VAE decoder",
+}
+
+Strips = Mapping[str, NDArray[np.uint8]]  # by bundle; uint8 RGB (frames, height, width, 3)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A headline of the summary."""
+
+    title: str
+    value: str
+    bundle: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot, and all that it shows in words for those who cannot see it."""
+
+    title: str
+    svg: Markup
+    alt: str
+
+
+def write_report(results: Results, strips: Strips, path: Path) -> None:
+    """Write the page, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(render_report(results, strips), "utf-8")
+
+
+def render_report(results: Results, strips: Strips) -> str:
+    """The page as HTML. Names and texts from bundles and the command line are escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: object) -> object:
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(digits=digits, mb=mb, seconds=seconds, similarity=similarity, png=png_data_uri)
+    settings = results.settings
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        results=results,
+        settings=settings,
+        machine=results.machine,
+        warnings=_warnings(results),
+        findings=_findings(results.bundles),
+        colours=dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True)),
+        references={bundle.name: bundle for bundle in results.bundles},
+        component_labels=COMPONENT_LABELS,
+        components=COMPONENTS,
+        component_charts=[_component_chart(results, name) for name in COMPONENTS],
+        charts=_bundle_charts(results),
+        strips=strips,
+        min_runs=MIN_RUNS,
+        passes=settings.painting.steps * (2 if settings.painting.guidance > 1 else 1),
+    )
+
+
+def digits(value: float) -> str:
+    """A number with three significant digits, and a comma at the thousands."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def mb(size_bytes: float) -> str:
+    """Bytes as megabytes (10^6)."""
+    return digits(size_bytes / 1e6)
+
+
+def seconds(milliseconds: float) -> str:
+    """Milliseconds as seconds."""
+    return digits(milliseconds / 1e3)
+
+
+def similarity(ssim: float) -> str:
+    """SSIM with four decimals, and 1 only for equal pictures."""
+    if ssim == 1:
+        return "1"
+    return f"{ssim:.4f}" if ssim < 0.99995 else ">0.9999"
+
+
+def png_data_uri(picture: NDArray[np.uint8]) -> str:
+    """A picture (height, width, 3), at most MAX_PICTURE_PX a side, as a data URI."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _colours(results: Results) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(results.bundles))]
+
+
+def _warnings(results: Results) -> list[str]:
+    found = [results.machine.warning] if results.machine.warning else []
+    busy = [each for each in results.bundles if each.other_cpu_fraction > BUSY_CPU_FRACTION]
+    if busy:
+        shares = ", ".join(f"{bundle.other_cpu_fraction:.0%} ({bundle.name})" for bundle in busy)
+        found.append(f"Other processes took CPU time from the machine while it measured: {shares}.")
+    return found + [f"{bundle.name}: {warning}" for bundle in results.bundles for warning in bundle.warnings]
+
+
+def _findings(bundles: Sequence[BundleResult]) -> list[Finding]:
+    """What a reader wants to know first, and no winner where the measurement does not tell one."""
+    quickest = sorted(bundles, key=lambda bundle: bundle.zoom.keyframe.median_ms)
+    smallest = min(bundles, key=lambda bundle: bundle.size_bytes)
+    leanest = min(bundles, key=lambda bundle: bundle.memory.peak_rss_bytes)
+    keyframe = quickest[0].zoom.keyframe
+    smoothest = max(bundles, key=lambda bundle: bundle.zoom.frames_per_second)
+    findings = [
+        Finding("Fastest keyframe", f"{seconds(keyframe.median_ms)} s", quickest[0].name, _speed_remark(quickest)),
+        Finding(
+            "Most frames, end to end",
+            f"{digits(smoothest.zoom.frames_per_second)} per s",
+            smoothest.name,
+            f"{digits(smoothest.zoom.frames_per_second_with_open)} with start and loading counted in",
+        ),
+        Finding("Smallest on disk", f"{mb(smallest.size_bytes)} MB", smallest.name, ""),
+        Finding("Least peak memory", f"{mb(leanest.memory.peak_rss_bytes)} MB", leanest.name, ""),
+    ]
+    compared = [bundle for bundle in bundles if bundle.quality and bundle.recipe != "fp32"]
+    if compared:
+        nearest = max(compared, key=_first_border_psnr_db)
+        value = _first_border_psnr_db(nearest)
+        text = f"{value:.1f} dB" if math.isfinite(value) else "identical"
+        findings.append(Finding("Nearest to fp32", text, nearest.name, "border PSNR of the first keyframe"))
+    return findings
+
+
+def _speed_remark(quickest: Sequence[BundleResult]) -> str:
+    first, *others = quickest
+    even = [other.name for other in others if other.zoom.keyframe.overlaps(first.zoom.keyframe)]
+    if even:
+        return f"not told apart from {', '.join(even)}: the ranges p10 to p90 overlap"
+    if not others:
+        return ""
+    ratio = others[0].zoom.keyframe.median_ms / first.zoom.keyframe.median_ms
+    return f"{ratio:.2f} times as fast as the next, {others[0].name}"
+
+
+def _first_border_psnr_db(bundle: BundleResult) -> float:
+    if not bundle.quality:
+        return -math.inf
+    value = bundle.quality[0].border_psnr_db
+    return math.inf if value is None else value
+
+
+def _component_chart(results: Results, component: str) -> Chart:
+    def latency(bundle: BundleResult) -> Latency:
+        return bundle.components[component].latency
+
+    return _latency_chart(results, COMPONENT_LABELS[component], latency, "ms", 1.0)
+
+
+def _bundle_charts(results: Results) -> list[Chart]:
+    charts = [
+        _latency_chart(results, "Time per keyframe", lambda bundle: bundle.zoom.keyframe, "s", 1e-3),
+        _chart(results, "Cold open", lambda bundle: bundle.open.from_process_start_ms / 1e3, "s"),
+        _chart(results, "Peak memory", lambda bundle: bundle.memory.peak_rss_bytes / 1e6, "MB"),
+        _chart(results, "Size on disk", lambda bundle: bundle.size_bytes / 1e6, "MB"),
+        _chart(results, "Zoom, end to end", lambda bundle: bundle.zoom.frames_per_second, "frames/s"),
+    ]
+    compared = [bundle for bundle in results.bundles if math.isfinite(_first_border_psnr_db(bundle))]
+    if compared:
+        charts.append(_chart(results, "Border PSNR against fp32", _first_border_psnr_db, "dB"))
+    return charts
+
+
+def _chart(results: Results, title: str, value: Callable[[BundleResult], float], unit: str) -> Chart:
+    pairs = zip(results.bundles, _colours(results), strict=True)
+    bars = [
+        Bar(bundle.name, value(bundle), f"{digits(value(bundle))} {unit}", colour)
+        for bundle, colour in pairs
+        if math.isfinite(value(bundle))
+    ]
+    return _as_chart(title, bars)
+
+
+def _latency_chart(
+    results: Results, title: str, latency: Callable[[BundleResult], Latency], unit: str, scale: float
+) -> Chart:
+    bars = []
+    for bundle, colour in zip(results.bundles, _colours(results), strict=True):
+        found = latency(bundle)
+        median, low, high = (ms * scale for ms in (found.median_ms, found.p10_ms, found.p90_ms))
+        bars.append(Bar(bundle.name, median, f"{digits(median)} {unit}", colour, low, high))
+    return _as_chart(title, bars)
+
+
+def _as_chart(title: str, bars: Sequence[Bar]) -> Chart:
+    values = "; ".join(f"{bar.label}: {bar.text}" for bar in bars)
+    return Chart(title, bar_chart(bars, title), f"{title}. {values}")

@@ -1,0 +1,205 @@
+"""The results of a benchmark as data: what `results.json` holds. Units are in the names; MB are 10^6 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_file
+from .settings import BenchSettings, from_json, to_json
+
+SCHEMA_VERSION = 1
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """The distribution of `run_count` timings; lower is better."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    run_count: int
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Latency:
+        """Median and percentiles (linearly interpolated) of at least one sample."""
+        p10, median, p90 = (round(float(value), 4) for value in np.percentile(samples_ms, (10, 50, 90)))
+        return cls(median, p10, p90, len(samples_ms))
+
+    def overlaps(self, other: Latency) -> bool:
+        """Whether the ranges from p10 to p90 meet: then the two do not differ beyond noise."""
+        return self.p10_ms <= other.p90_ms and other.p10_ms <= self.p90_ms
+
+
+class ComponentResult(msgspec.Struct, frozen=True):
+    """One engine, run alone. `first_run_ms` is the first run after loading, which may still allocate memory."""
+
+    parameters: int
+    size_bytes: int
+    parity_psnr_db: float | None  # from the bundle's manifest; None: equal to the last bit
+    load_ms: float
+    first_run_ms: float
+    latency: Latency
+
+
+class OpenResult(msgspec.Struct, frozen=True):
+    """Opening a bundle in a fresh process, its files probably in the page cache: check, hash, load all engines."""
+
+    from_process_start_ms: float
+    after_import_ms: float
+    check_ms: float  # manifest, hashes and tokenizer; the rest of after_import_ms is loading engines
+
+
+class ZoomResult(msgspec.Struct, frozen=True):
+    """The zoom from first to last frame, engines loaded and warm unless the name says otherwise."""
+
+    scheduler: str
+    keyframe: Latency
+    between_frame: Latency
+    frame_count: int
+    seconds: float
+    between_frames_per_second: float
+    frames_per_second: float
+    frames_per_second_with_open: float  # the process's start and loading counted in
+
+
+class MemoryResult(msgspec.Struct, frozen=True):
+    """Resident memory of the measuring process."""
+
+    rss_after_import_bytes: int
+    rss_after_open_bytes: int
+    peak_rss_bytes: int
+
+    @property
+    def open_growth_bytes(self) -> int:
+        """By how much opening the bundle grew the process."""
+        return self.rss_after_open_bytes - self.rss_after_import_bytes
+
+
+class KeyframeQuality(msgspec.Struct, frozen=True):
+    """A painted keyframe against the reference's; PSNR None: equal to the last bit. Higher is better.
+
+    `frame` is its index in the zoom. The first has the same input in both bundles; in the later ones the
+    differences add up.
+    """
+
+    frame: int
+    border_psnr_db: float | None
+    border_ssim: float
+    psnr_db: float | None
+    ssim: float
+
+
+class BundleResult(msgspec.Struct, frozen=True):
+    """Everything measured of one bundle, in a process of its own.
+
+    `reference` names the fp32 bundle of the same checkpoint and size that `quality` compares with; it is the
+    bundle's own name for the reference itself, and None when there was no such bundle.
+    """
+
+    name: str
+    target: str
+    recipe: str
+    weights: str
+    compute: str
+    source: str
+    source_sha256: str
+    width: int
+    height: int
+    size_bytes: int
+    tools: dict[str, str]
+    open: OpenResult
+    components: dict[str, ComponentResult]
+    zoom: ZoomResult
+    memory: MemoryResult
+    other_cpu_fraction: float  # of the machine's CPU time meanwhile, taken by other processes
+    warnings: tuple[str, ...] = ()
+    seam_ratios: tuple[float | None, ...] = ()  # of each painted keyframe; None: the picture is flat
+    reference: str | None = None
+    quality: tuple[KeyframeQuality, ...] | None = None
+
+
+class RuntimeImport(msgspec.Struct, frozen=True):
+    """What `import outzoom.runtime` costs in a bare interpreter."""
+
+    latency: Latency
+    rss_growth_bytes: int
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What the benchmark ran on, and the state it was in at the start."""
+
+    cpu_model: str
+    physical_cores: int | None
+    logical_cores: int
+    usable_cores: int  # that this process may run on
+    cpu_flags: tuple[str, ...]  # of those that matter to inference
+    governor: str | None  # None: not readable
+    memory_bytes: int
+    memory_available_bytes: int
+    load_average_1min: float
+    nice: int | None
+    os: str
+    python: str
+    packages: dict[str, str]
+    environment: dict[str, str]  # variables that change how many threads there are
+    warning: str | None  # that it was busy
+
+
+class Results(msgspec.Struct, frozen=True):
+    """The contents of `results.json`."""
+
+    schema_version: int
+    created_utc: str
+    outzoom_version: str
+    command: str
+    settings: BenchSettings
+    picture_sha256: str
+    machine: Machine
+    runtime_import: RuntimeImport
+    bundles: tuple[BundleResult, ...]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that hide, reverse or are no text: names are whatever a folder has."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def results_as_dict(results: Results) -> dict[str, Any]:
+    """The contents of `results.json` as plain dicts, lists, strings and numbers."""
+    found: dict[str, Any] = msgspec.json.decode(to_json(results))
+    return found
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results.json`, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(msgspec.json.format(to_json(results), indent=1) + b"\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json`; raises UserError for a file that is none, or of another schema version."""
+
+    class Versioned(msgspec.Struct):
+        schema_version: int
+
+    try:
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=Versioned).schema_version
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"the results '{path}' have schema version {version}; this outzoom reads {SCHEMA_VERSION}",
+                hint="update outzoom, or run the benchmark again",
+            )
+        results: Results = from_json(data, Results)
+        return results
+    except OSError as error:
+        raise UserError(f"the results '{path}' can't be read: {error.strerror or error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' holds no results of outzoom bench: {error}") from error

@@ -1,0 +1,156 @@
+"""Judge the demo model on scenes that training never saw, where the true border is known.
+
+    python models/evaluate_demo.py BUNDLE --out benchmarks/results/demo-quality.json --pictures docs
+
+Each scene is rendered twice: the window that the model is given, and the window twice as wide, which is the
+truth for what the model paints around it. The border is compared with the truth; so are the borders that edge
+replication and the mean colour give, and those painted from a wrong caption and from none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scenes
+from outzoom.benchmarks.machine import describe_machine
+from outzoom.benchmarks.quality import border_psnr_db, border_ssim, psnr_db, seam_ratio
+from outzoom.runtime import Painting, Zoom, film_strip, open_bundle, save_png
+from outzoom.runtime.geometry import outside_mask, paste_centered
+
+FIRST_UNSEEN_SEED = 1_000_000  # training uses worlds below 100,000
+SCALE = 0.5
+WINDOWS = ((-0.5, 0.5), (-0.2, 0.4), (0.5, 0.9))  # bounds of x, y and half the side
+KINDS = list(scenes.SCENES)
+
+Picture = np.ndarray
+Painter = Callable[[Picture, str, str, int], Picture]
+
+
+def painter(zoom: Zoom, caption: str, guidance: float, steps: int) -> Painter:
+    """Paints with the model: from the right caption, a wrong one, or none."""
+
+    def paint(known: Picture, right: str, wrong: str, seed: int) -> Picture:
+        prompt = {"right": right, "wrong": wrong, "none": ""}[caption]
+        keyframes = zoom.keyframes(known, prompt, SCALE, Painting(steps=steps, guidance=guidance, seed=seed))
+        next(keyframes)
+        return next(keyframes)
+
+    return paint
+
+
+def shrunk(known: Picture) -> Picture:
+    """The known picture in the centre, black around it."""
+    return paste_centered(np.zeros_like(known), known, SCALE)
+
+
+def replicate_edges(known: Picture, *_: object) -> Picture:
+    """Baseline: each row and column goes on with its last known pixel."""
+    side = known.shape[0]
+    inside = np.flatnonzero(~outside_mask((side, side), SCALE)[side // 2])
+    picture = shrunk(known)[inside[0] : inside[-1] + 1, inside[0] : inside[-1] + 1]
+    return np.pad(picture, ((inside[0], side - 1 - inside[-1]),) * 2 + ((0, 0),), "edge")
+
+
+def mean_colour(known: Picture, *_: object) -> Picture:
+    """Baseline: the known picture's mean colour around it."""
+    around = np.broadcast_to(np.rint(known.mean((0, 1))).astype(np.uint8), known.shape)
+    return paste_centered(np.ascontiguousarray(around), known, SCALE)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean and its standard error."""
+    array = np.array(values)
+    error = float(array.std(ddof=1)) / len(array) ** 0.5
+    return {"mean": round(float(array.mean()), 4), "standard_error": round(error, 4)}
+
+
+def main() -> None:
+    """Paint, compare, write the result and the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    args = parser.parse_args()
+
+    zoom = open_bundle(args.bundle)
+    side = zoom.size[0]
+    mask = outside_mask((side, side), SCALE)
+    painters: dict[str, Painter] = {
+        "right caption, guided": painter(zoom, "right", args.guidance, args.steps),
+        "wrong caption, guided": painter(zoom, "wrong", args.guidance, args.steps),
+        "right caption, unguided": painter(zoom, "right", 1, args.steps),
+        "wrong caption, unguided": painter(zoom, "wrong", 1, args.steps),
+        "no caption": painter(zoom, "none", 1, args.steps),
+        "edge replication": replicate_edges,
+        "mean colour": mean_colour,
+    }
+    scores = {name: {"border_psnr_db": [], "border_ssim": [], "seam_ratio": []} for name in painters}
+    rows, truth_seams, vae_bound = [], [], []
+    started = time.perf_counter()
+    for i in range(args.scenes):
+        kind, seed = KINDS[i % 4], FIRST_UNSEEN_SEED + i
+        rng = np.random.default_rng(seed)
+        window = scenes.Window(*(float(rng.uniform(*bounds)) for bounds in WINDOWS))
+        known, caption = scenes.render(kind, seed, window, side)
+        truth, _ = scenes.render(kind, seed, window.widened(1 / SCALE), side)
+        wrong = scenes.render(KINDS[(i + 1 + i // 4 % 3) % 4], seed, window, side)[1]
+        pictures = {name: paint(known, caption, wrong, seed) for name, paint in painters.items()}
+        for name, picture in pictures.items():
+            scores[name]["border_psnr_db"].append(border_psnr_db(truth, picture, mask))
+            scores[name]["border_ssim"].append(border_ssim(truth, picture, mask))
+            scores[name]["seam_ratio"].append(seam_ratio(picture, mask))
+        truth_seams.append(seam_ratio(truth, mask))
+        latents = zoom.inpainting.encode_image((truth.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
+        vae_bound.append(psnr_db(truth, zoom.inpainting.decode(latents)))
+        gain = scores["right caption, guided"]["border_psnr_db"][-1] - scores["edge replication"]["border_psnr_db"][-1]
+        painted, misled = pictures["right caption, guided"], pictures["wrong caption, guided"]
+        shown = [shrunk(known), painted, truth, replicate_edges(known), misled]
+        rows.append((gain, shown, f"{caption} | wrong: {wrong}"))
+        print(f"{i + 1}/{args.scenes} {gain:+.1f} dB {caption}", file=sys.stderr, flush=True)
+
+    rows.sort(key=lambda row: -row[0])
+    for name, chosen in (("good", rows[:6]), ("bad", rows[-6:])):
+        strip = film_strip([picture for row in chosen for picture in row[1]], columns=5)
+        save_png(strip, args.pictures / f"demo-{name}.png")
+    result = {
+        "command": f"python models/evaluate_demo.py {args.bundle} --scenes {args.scenes} --steps {args.steps} "
+        f"--guidance {args.guidance}",
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.perf_counter() - started, 1),
+        "checkpoint_sha256": zoom.bundle.manifest.source.sha256,
+        "bundle": f"{zoom.bundle.manifest.target}-{zoom.bundle.manifest.recipe.name}",
+        "machine": describe_machine().cpu_model,
+        "scenes": args.scenes,
+        "border": {name: {key: summary(values) for key, values in score.items()} for name, score in scores.items()},
+        "seam_ratio_of_the_truth": summary(truth_seams),
+        "vae_round_trip_psnr_db": summary(vae_bound),
+        "share_of_scenes_where": {
+            "painted_beats_edge_replication": share(scores, "right caption, guided", "edge replication"),
+            "painted_beats_mean_colour": share(scores, "right caption, guided", "mean colour"),
+            "right_caption_beats_wrong_guided": share(scores, "right caption, guided", "wrong caption, guided"),
+            "right_caption_beats_wrong_unguided": share(scores, "right caption, unguided", "wrong caption, unguided"),
+        },
+        "captions_of_the_pictures": {"good": [row[2] for row in rows[:6]], "bad": [row[2] for row in rows[-6:]]},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["border"], indent=1))
+
+
+def share(scores: dict[str, dict[str, list[float]]], one: str, other: str) -> float:
+    """In what share of the scenes `one` has the higher PSNR of the border."""
+    a, b = (np.array(scores[name]["border_psnr_db"]) for name in (one, other))
+    return round(float((a > b).mean()), 3)
+
+
+if __name__ == "__main__":
+    main()
