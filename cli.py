@@ -150,7 +150,7 @@ def bench(
     out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: the demo's")] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")] = DEMO_PROMPT,
-    seconds: Annotated[float, typer.Option(metavar="S", help="length of the zoom")] = 2.0,
+    seconds: Annotated[float, typer.Option(metavar="S", help="length of the zoom")] = 4.0,
     steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per keyframe")] = 20,
     guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 3.0,
     runs: Annotated[int, typer.Option(metavar="N", help="timed runs of each component")] = 30,
@@ -159,7 +159,7 @@ def bench(
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
     try:
-        from .benchmarks import BenchSettings, run_bench
+        from .benchmarks import BenchSettings, results_as_dict, run_bench
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
@@ -177,7 +177,7 @@ def bench(
     def print_paths() -> None:
         out_console.print(f"{out / 'report.html'}, {out / 'results.json'}", markup=False)
 
-    _show(as_json, _builtins(results), print_paths)
+    _show(as_json, results_as_dict(results), print_paths)
 
 
 @app.command()

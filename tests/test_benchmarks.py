@@ -485,13 +485,17 @@ def test_what_the_measuring_process_finds_wrong_is_raised_here(
 # ------------------------------------------------------------------------------------------ when it is stopped
 
 
+def measuring_process(parent: int) -> psutil.Process:
+    (child,) = (one for one in psutil.Process(parent).children() if "outzoom.benchmarks.measure" in one.cmdline())
+    return child
+
+
 def test_a_killed_measuring_process_is_an_error_with_a_hint(
     tiny_bundles: dict[str, Path], image: Path, tmp_path: Path
 ) -> None:
     def kill(text: str) -> None:
         if text.startswith("unet"):
-            (child,) = psutil.Process().children()
-            child.kill()
+            measuring_process(os.getpid()).kill()
 
     with pytest.raises(OutzoomError, match="killed by signal 9") as caught:
         measure_bundle(tiny_bundles["onnxruntime-fp32"], quick(image), tmp_path, kill)
@@ -519,7 +523,7 @@ def test_ctrl_c_ends_the_measuring_process_and_leaves_nothing(
         assert one.stdout is not None
         while "unet" not in one.stdout.readline():
             assert one.poll() is None
-        (child,) = psutil.Process(one.pid).children()
+        child = measuring_process(one.pid)
         one.send_signal(signal.SIGINT)  # to the parent alone, as a service manager does
         assert one.stdout.read().splitlines()[-1] == "stopped"
     deadline = time.monotonic() + 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from .protocol import Array
 
 
 def _package() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nothing that runs here reports home
     try:
         import onnxruntime
     except ImportError as error:

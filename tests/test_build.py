@@ -1,0 +1,265 @@
+"""`export-all` from checkpoint to bundle: the manifest says the truth, and nothing half-made stays."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from outzoom.export import Plan, Recipe, open_checkpoint, read_recipe
+from outzoom.export import build as build_all
+from outzoom.export.parity import psnr_db, reference_output
+from outzoom.export.trace import trace
+from outzoom.runtime import OutzoomError, UserError, open_bundle, open_manifest
+from outzoom.runtime.files import sha256_of
+
+COMPONENTS = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
+TARGETS = ["onnxruntime", "openvino-cpu"]
+STRICT = Recipe("strict", "cannot be met", "float16", "float32", min_psnr_db=200)
+posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trace_once():
+    """Tracing is most of a build, and its result is never changed: here it is made once for each component."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("outzoom.export.build.trace", cache(trace))
+        yield
+
+
+@pytest.fixture
+def make(tiny_checkpoint, tmp_path):
+    def make(*targets, recipes=("fp32",), on_stage=lambda stage: None, out="out"):
+        recipes = tuple(read_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
+        plan = Plan(open_checkpoint(tiny_checkpoint), targets or ("onnxruntime",), recipes, 64, 64, tmp_path / out)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own
+            return list(build_all(plan, on_stage))
+
+    return make
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=TARGETS)
+def bundle(request, tiny_bundles):
+    return open_manifest(tiny_bundles[f"{request.param}-fp32"])
+
+
+def test_every_component_is_within_60_db_of_its_module(bundle):
+    parities = {name: component.parity_psnr_db for name, component in bundle.manifest.components.items()}
+    assert list(parities) == COMPONENTS
+    assert all(parity is None or parity >= 60 for parity in parities.values()), parities  # None: equal
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_parity_holds_for_inputs_that_the_build_did_not_see(tiny_checkpoint, bundle, name):
+    rng = np.random.default_rng(99)
+    feeds = {
+        spec.name: rng.integers(0, 500, spec.shape)
+        if spec.dtype == "int64"
+        else rng.standard_normal(spec.shape, np.float32)
+        for spec in bundle.manifest.components[name].inputs
+    }
+    expected = reference_output(open_checkpoint(tiny_checkpoint), name, feeds)
+    with open_bundle(bundle.path) as zoom:
+        (output,) = zoom.inpainting.engine(name).run(feeds).values()
+    assert psnr_db(expected, output) >= 60
+
+
+def test_shapes_and_types_are_those_of_the_engines(bundle):
+    import onnxruntime
+    import openvino
+
+    for name, component in bundle.manifest.components.items():
+        if bundle.manifest.target == "onnxruntime":
+            session = onnxruntime.InferenceSession(bundle.engine(name), providers=["CPUExecutionProvider"])
+            found = [[(t.name, tuple(t.shape)) for t in ts] for ts in (session.get_inputs(), session.get_outputs())]
+        else:
+            model = openvino.Core().read_model(bundle.engine(name))
+            found = [[(t.any_name, tuple(t.shape)) for t in ts] for ts in (model.inputs, model.outputs)]
+        assert found == [[(s.name, s.shape) for s in specs] for specs in (component.inputs, component.outputs)]
+    dtypes = {spec.name: spec.dtype for c in bundle.manifest.components.values() for spec in (*c.inputs, *c.outputs)}
+    assert dtypes.pop("input_ids") == "int64"
+    assert set(dtypes.values()) == {"float32"}
+
+
+def test_every_file_is_listed_with_its_size_and_hash(bundle):
+    on_disk = {p.relative_to(bundle.path).as_posix(): p for p in bundle.path.rglob("*") if p.is_file()}
+    del on_disk["bundle.json"]
+    assert {name: (e.size_bytes, e.sha256) for name, e in bundle.manifest.files.items()} == {
+        name: (path.stat().st_size, sha256_of(path)) for name, path in on_disk.items()
+    }
+
+
+def test_the_manifest_says_where_it_came_from(tiny_checkpoint, bundle):
+    manifest = bundle.manifest
+    assert (manifest.source.name, manifest.source.sha256) == ("tiny", open_checkpoint(tiny_checkpoint).sha256)
+    assert (manifest.recipe.name, manifest.recipe.weights, manifest.recipe.compute) == ("fp32", "float32", "float32")
+    assert (manifest.width, manifest.height, manifest.vae_scale_factor, manifest.max_tokens) == (64, 64, 8, 77)
+    assert manifest.latent_scale == 0.9
+    assert manifest.scheduler["_class_name"] == "DDIMScheduler"
+    for tool in ("outzoom", "torch", "diffusers", "onnx"):
+        assert manifest.tools[tool] == version(tool)
+    assert manifest.tools[manifest.target].startswith(version(manifest.target.removesuffix("-cpu")))
+
+
+def test_the_parameters_are_counted(tiny_checkpoint, tiny_bundles):
+    from outzoom.export.components import load_part
+
+    unet = open_manifest(tiny_bundles["onnxruntime-fp32"]).manifest.components["unet"]
+    trained = sum(p.numel() for p in load_part(open_checkpoint(tiny_checkpoint), "unet").parameters())
+    assert trained <= unet.parameters <= trained * 1.01  # and the graph's few constants
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_onnx_of_a_component_passes_onnxs_checker(tiny_bundles, name):
+    file = tiny_bundles["onnxruntime-fp32"] / name / "model.onnx"
+    onnx.checker.check_model(file, full_check=True)
+    assert not any(node.metadata_props for node in onnx.load(file, load_external_data=False).graph.node)
+
+
+def weight_bytes(bundle):
+    return sum(e.size_bytes for name, e in bundle.manifest.files.items() if name.endswith((".data", ".bin")))
+
+
+def test_fp16_halves_the_weights_and_keeps_its_promise(make, tiny_bundles):
+    for bundle in make(*TARGETS, recipes=["fp16"]):
+        fp32 = open_manifest(tiny_bundles[f"{bundle.manifest.target}-fp32"])
+        assert 0.49 < weight_bytes(bundle) / weight_bytes(fp32) < 0.55  # biases and norms stay in float32
+        parities = [component.parity_psnr_db for component in bundle.manifest.components.values()]
+        assert all(30 <= parity < 100 for parity in parities), parities
+
+
+def test_a_recipe_that_cannot_be_met_stops_with_the_component_and_leaves_nothing(make, tmp_path):
+    with pytest.raises(OutzoomError, match=r"text_encoder for onnxruntime .*'strict' .* dB PSNR; .* 200") as error:
+        make(recipes=[STRICT])
+    assert "min_psnr_db" in error.value.hint
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["run the checkpoint's module", "vae_decoder: export", "text_encoder: compile", "vae_decoder: compile", "write"],
+)
+def test_ctrl_c_leaves_nothing_and_the_next_build_works(make, tmp_path, part):
+    def interrupt(stage):
+        if part in stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(on_stage=interrupt)
+    assert names(tmp_path / "out") == []
+    if part == "write":
+        make()
+        assert names(tmp_path / "out") == ["onnxruntime-fp32"]
+
+
+def test_a_bundle_that_was_there_survives_a_rebuild_that_fails(make, tmp_path, tiny_bundles):
+    kept = Path(shutil.copytree(tiny_bundles["onnxruntime-fp32"], tmp_path / "out" / "onnxruntime-strict"))
+    with pytest.raises(OutzoomError):
+        make(recipes=[STRICT])
+    assert names(tmp_path / "out") == [kept.name]
+    open_manifest(kept)
+
+
+def test_a_rebuild_replaces_the_bundle_whole(make, tmp_path):
+    (old,) = make()
+    (old.path / "vae_decoder" / "stale").write_text("from another version")
+    (new,) = make()
+    assert new.path == old.path
+    open_manifest(new.path)
+    assert names(tmp_path / "out") == ["onnxruntime-fp32"]
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(make, tmp_path):
+    thesis = tmp_path / "out" / "onnxruntime-fp32" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    with pytest.raises(UserError, match="outzoom did not make it"):
+        make()
+    assert thesis.read_text() == "years of work"
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_work(make, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    stages = []
+    with pytest.raises(UserError, match="cannot write"):
+        make(on_stage=stages.append)
+    assert stages == []
+
+
+def test_every_stage_is_announced(tiny_checkpoint, make, tmp_path):
+    stages = []
+    make(on_stage=stages.append)
+    plan = Plan(open_checkpoint(tiny_checkpoint), ("onnxruntime",), (read_recipe("fp32"),), 64, 64, tmp_path)
+    assert len(stages) == plan.stage_count
+
+
+def test_a_caller_that_takes_only_the_first_bundle_leaves_no_scratch_behind(tiny_checkpoint, tmp_path):
+    plan = Plan(open_checkpoint(tiny_checkpoint), tuple(TARGETS), (read_recipe("fp32"),), 64, 64, tmp_path)
+    bundles = build_all(plan, lambda stage: None)
+    next(bundles)
+    bundles.close()
+    assert names(tmp_path) == ["onnxruntime-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "recipes", "message"),
+    [
+        (["onxruntime"], ["fp32"], "no target 'onxruntime'"),
+        (["onnxruntime"] * 2, ["fp32"], "target 'onnxruntime' is asked for twice"),
+        (["onnxruntime"], ["fp32", "fp32"], "recipe 'fp32' is asked for twice"),
+    ],
+)
+def test_targets_and_recipes_are_checked_before_the_work(make, tmp_path, targets, recipes, message):
+    with pytest.raises(UserError, match=message):
+        make(*targets, recipes=recipes)
+    assert not (tmp_path / "out").exists()
+
+
+def export_all(checkpoint, out):
+    return [sys.executable, "-m", "outzoom", "export-all", str(checkpoint), "--out", str(out), "--json"]
+
+
+@posix_only
+def test_sigint_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_path):
+    child = subprocess.Popen(
+        export_all(tiny_checkpoint, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".partial-*/fp32/text_encoder/model.onnx")):
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 1, err
+    assert "interrupted" in json.loads(out)["error"]["message"]
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+    assert names(tmp_path) == []
+
+
+@posix_only
+def test_a_full_disk_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_path):
+    mount = f"mount -t tmpfs -o size=3m none {tmp_path}"
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:
+        pytest.skip("user namespaces are not available, so no small filesystem can be made")
+    script = f'{mount} && "$@"; code=$?; ls -A {tmp_path}; exit $code'
+    command = ["unshare", "-Urm", "sh", "-c", script, "-", *export_all(tiny_checkpoint, tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    result, *left = done.stdout.splitlines()
+    assert "the disk is full" in json.loads(result)["error"]["message"]
+    assert left == []
