@@ -147,7 +147,7 @@ def _open(path: Path) -> Checkpoint:
     for part, expected in classes.items():
         if (found := checkpoint.config(part).get("_class_name")) != expected:
             raise _not_stable_diffusion(path, part, found, expected)
-    found = checkpoint.config("text_encoder").get("architectures", ["CLIPTextModel"])
+    found = checkpoint.config("text_encoder").get("architectures") or ["CLIPTextModel"]
     if found != ["CLIPTextModel"]:
         raise _not_stable_diffusion(path, "text_encoder", found, "CLIPTextModel")
     channels = checkpoint.config("unet").get("in_channels")

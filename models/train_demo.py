@@ -315,7 +315,7 @@ def main() -> None:
     vae = AutoencoderKL(**VAE_CONFIG).to(DEVICE, memory_format=torch.channels_last)
     torch.nn.init.zeros_(vae.quant_conv.weight.data[4:])  # begin with hardly any noise in the latents: it is learnt
     torch.nn.init.constant_(vae.quant_conv.bias.data[4:], -8.0)  # an order of magnitude faster from there
-    unet = UNet2DConditionModel(**UNET_CONFIG).to(DEVICE, memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**UNET_CONFIG).to(DEVICE)
     text = make_text_encoder(tokenizer).to(DEVICE)
     log: dict[str, object] = {"date": started, "arguments": {k: str(v) for k, v in vars(args).items()}}
     log["machine"] = {"processor": platform.processor() or platform.machine(), "device": str(DEVICE),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -19,6 +20,7 @@ if sys.platform != "win32":
     import fcntl
 
 _CHUNK_BYTES = 1 << 20
+_NUMPY_WROTE_LESS = re.compile(r"problem writing element|requested and \d+ written")
 
 
 @contextmanager
@@ -212,11 +214,14 @@ def _free_bytes(target: Path) -> int:
 
 
 def _is_disk_full(error: Exception, target: Path) -> bool:
-    """Whether an error is a full disk: by its number or, as numpy and Pillow lose it, by looking."""
+    """Whether an error is a full disk: by its number or, as Pillow and numpy lose it, by looking.
+
+    For numpy looking can be too late: onnx_ir removes what it has written before it lets the error through.
+    """
     if not isinstance(error, OSError):
         return False
     if error.errno is None:
-        return _free_bytes(target) < _CHUNK_BYTES
+        return _free_bytes(target) < _CHUNK_BYTES or bool(_NUMPY_WROTE_LESS.search(str(error)))
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

