@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..runtime.errors import UserError
 from ..runtime.files import sha256_of
+from .safetensors import StoredTensor, read_header
 
-MAX_HEADER_BYTES = 100 * 2**20
 MAX_CONFIG_BYTES = 2**20
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
-BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
-PARTS = ("text_encoder", "unet", "vae")
+WEIGHT_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+PARTS = tuple(WEIGHT_STEMS)
+VARIANTS = (None, "fp16")
 MAX_LEVELS = 7
 # The numbers that are read from a part's configuration: default, lowest, highest. The defaults are those of
 # diffusers and transformers, whose older versions did not write every key.
@@ -32,25 +30,6 @@ NUMBERS: dict[str, dict[str, tuple[float, float, float]]] = {
     "unet": {"cross_attention_dim": (1280, 1, 65536)},
     "vae": {"in_channels": (3, 3, 3), "latent_channels": (4, 4, 4), "scaling_factor": (0.18215, 1e-3, 1e3)},
 }
-
-
-class HeaderEntry(msgspec.Struct):
-    """A tensor in the header of a safetensors file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor's bytes lie in a safetensors file."""
-
-    file: Path
-    dtype: str  # as safetensors spells it
-    shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -66,29 +45,43 @@ class Checkpoint:
         return {**defaults, **_read_json(self.path / part / name)}
 
     def weights(self, part: str) -> dict[str, StoredTensor]:
-        """The tensors of a part, by name."""
-        return read_safetensors_header(self.weight_file(part))
+        """The tensors of a part, by name, from all of its files."""
+        tensors = {}
+        for file in self.weight_files(part):
+            tensors.update(read_header(file))
+        return tensors
 
-    def weight_file(self, part: str) -> Path:
-        """The safetensors file of a part; raises UserError when there is none, and for pickles."""
-        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-            if (self.path / part / name).is_file():
-                return self.path / part / name
-        found = sorted(p.name for p in (self.path / part).glob("*") if p.suffix in PICKLES)
+    def variant(self, part: str) -> str | None:
+        """The variant that the part's weights are read from: None, or "fp16" where there is nothing else."""
+        return self._found_weights(part)[0]
+
+    def weight_files(self, part: str) -> tuple[Path, ...]:
+        """The safetensors files of a part, one or many; raises UserError when there is none, and for pickles."""
+        return self._found_weights(part)[1]
+
+    def _found_weights(self, part: str) -> tuple[str | None, tuple[Path, ...]]:
+        folder, stem = self.path / part, WEIGHT_STEMS[part]
+        for variant in VARIANTS:
+            dotted = f".{variant}" if variant else ""
+            if (file := folder / f"{stem}{dotted}.safetensors").is_file():
+                return variant, (file,)
+            if (index := folder / f"{stem}.safetensors.index{dotted}.json").is_file():
+                return variant, _shards(index)
+        found = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
         if found:
             raise UserError(
-                f"'{self.path / part / found[0]}' is a pickle, which can run code when it is loaded; it is not read",
+                f"'{folder / found[0]}' is a pickle, which can run code when it is loaded; it is not read",
                 hint="convert it once, where you trust it: diffusers' pipeline.save_pretrained(..., "
                 "safe_serialization=True)",
             )
-        raise UserError(f"'{self.path / part}' has no {stem}.safetensors", hint="is the download complete?")
+        raise UserError(f"'{folder}' has no {stem}.safetensors", hint="is the download complete?")
 
     @cached_property
     def sha256(self) -> str:
         """One hash over the configurations and weights of all parts."""
-        files = [self.path / part / "config.json" for part in PARTS] + [self.weight_file(part) for part in PARTS]
-        files.append(self.path / "scheduler" / "scheduler_config.json")
+        files = [self.path / "scheduler" / "scheduler_config.json"]
+        for part in PARTS:
+            files += [self.path / part / "config.json", *self.weight_files(part)]
         return sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
 
     @property
@@ -195,37 +188,18 @@ def _bad_config(folder: Path, problem: str) -> UserError:
     return UserError(f"'{folder / 'config.json'}' is wrong: {problem}", hint="download the checkpoint again")
 
 
-def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors in a safetensors file, every offset and size checked against the file.
-
-    Source: the safetensors format: 8 bytes little-endian header length, a JSON header, then the data.
-    """
-    total = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(MAX_HEADER_BYTES, total - 8):
-            raise UserError(
-                f"'{file}' is damaged: its header claims {length} bytes, the file has {total}", hint="download it again"
-            )
-        try:
-            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
-            header.pop("__metadata__", None)
-            return {name: _stored_tensor(file, name, raw, 8 + length, total) for name, raw in header.items()}
-        except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-            raise UserError(f"'{file}' is damaged: {error}", hint="download it again") from error
-
-
-def _stored_tensor(file: Path, name: str, raw: msgspec.Raw, data_start: int, total: int) -> StoredTensor:
-    try:
-        entry = msgspec.json.decode(raw, type=HeaderEntry)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"tensor '{name}': {error}") from error
-    dtype, shape, (begin, end) = entry.dtype, entry.shape, entry.data_offsets
-    if min(shape, default=0) < 0 or not 0 <= begin <= end <= total - data_start:
-        raise ValueError(f"tensor '{name}' of shape {shape} at {begin}..{end} lies outside the file")
-    if dtype in BYTES_PER_ELEMENT and end - begin != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
-        raise ValueError(f"the {dtype} tensor '{name}' of shape {shape} has {end - begin} bytes")
-    return StoredTensor(file, dtype, shape, data_start + begin, end - begin)
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, each beside it."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"'{index}' has no weight_map of names", hint="download the checkpoint again")
+    files = tuple(index.parent / name for name in sorted(set(names.values())))
+    for file in files:
+        if file.parent != index.parent or file.suffix != ".safetensors":
+            raise UserError(f"'{index}' names a file that is no shard beside it: '{file}'", hint="do not use this checkpoint")
+        if not file.is_file():
+            raise UserError(f"the shard '{file}' is missing", hint="is the download complete?")
+    return files
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -79,10 +79,9 @@ def empty_part(checkpoint: Checkpoint, part: str) -> nn.Module:
 def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     """A part of the checkpoint with its weights in float32, as diffusers and transformers load it."""
     cls = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    variant = "fp16" if ".fp16." in checkpoint.weight_file(part).name else None
     dtype = {"dtype" if part == "text_encoder" else "torch_dtype": torch.float32}
     model: nn.Module = cls.from_pretrained(
-        checkpoint.path / part, use_safetensors=True, local_files_only=True, variant=variant, **dtype
+        checkpoint.path / part, use_safetensors=True, local_files_only=True, variant=checkpoint.variant(part), **dtype
     )
     return model.float().eval()  # diffusers leaves a float64 tensor as it is
 

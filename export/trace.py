@@ -15,8 +15,9 @@ import torch
 from onnxscript import optimizer
 
 from ..runtime.errors import UserError
-from .checkpoint import Checkpoint, StoredTensor
+from .checkpoint import Checkpoint
 from .components import COMPONENT_SPECS, ComponentSpec, empty_part
+from .safetensors import StoredTensor
 
 OPSET = 21
 FOLD_LIMIT_ELEMENTS = 8192  # larger constants stay as they are: folding would hold them in memory

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from outzoom.export import Plan, build, open_checkpoint, read_recipe
-from outzoom.export.checkpoint import MAX_CONFIG_BYTES, read_safetensors_header
+from outzoom.export.checkpoint import MAX_CONFIG_BYTES
+from outzoom.export.safetensors import read_header
 from outzoom.runtime import UserError
 from safetensors.numpy import load_file, save_file
 
@@ -224,14 +225,14 @@ def test_damaged_safetensors_are_refused_before_anything_is_built(checkpoint, da
 
 
 def test_a_header_over_the_limit_is_not_read(checkpoint, monkeypatch):
-    monkeypatch.setattr("outzoom.export.checkpoint.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("outzoom.export.safetensors.MAX_HEADER_BYTES", 100)
     assert_refused(checkpoint, "damaged", "header claims")
 
 
 def test_a_header_says_where_the_data_lies(tmp_path):
     text = json.dumps({"__metadata__": {"format": "pt"}, **entry()}).encode()
     (tmp_path / "x.safetensors").write_bytes(header(text, bytes(24)))
-    (tensor,) = read_safetensors_header(tmp_path / "x.safetensors").values()
+    (tensor,) = read_header(tmp_path / "x.safetensors").values()
     assert (tensor.offset, tensor.size_bytes, tensor.shape, tensor.dtype) == (8 + len(text), 24, (2, 3), "F32")
 
 
@@ -325,3 +326,46 @@ def test_a_scheduler_that_the_runtime_cannot_follow_is_refused_before_the_work(c
     configure(checkpoint, "scheduler/scheduler_config.json", prediction_type="flow_prediction")
     with pytest.raises(UserError, match="prediction_type"):
         plan(checkpoint)
+
+
+@pytest.fixture
+def sharded(checkpoint):
+    """The copy with the UNet's weights in several files and an index, as diffusers writes them."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", low_cpu_mem_usage=False)
+    (checkpoint / f"{UNET}.safetensors").unlink()
+    unet.save_pretrained(checkpoint / "unet", max_shard_size="300KB")
+    return checkpoint
+
+
+def test_shards_are_found_by_their_index(tiny_checkpoint, sharded):
+    whole, parts = open_checkpoint(tiny_checkpoint), open_checkpoint(sharded)
+    assert len(parts.weight_files("unet")) > 2
+    shapes = {name: tensor.shape for name, tensor in parts.weights("unet").items()}
+    assert shapes == {name: tensor.shape for name, tensor in whole.weights("unet").items()}
+    assert whole.sha256 != parts.sha256
+
+
+def test_a_sharded_checkpoint_is_traced_with_the_same_weights(tiny_checkpoint, sharded):
+    expected, found = traced(tiny_checkpoint, "unet"), traced(sharded, "unet")
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "word"),
+    [
+        ({"a": "../model.safetensors"}, "no shard beside it"),
+        ({"a": "/etc/passwd"}, "no shard beside it"),
+        ({"a": "shard.bin"}, "no shard beside it"),
+        ({"a": "missing.safetensors"}, "missing"),
+        ({"a": 3}, "weight_map"),
+        ({}, "weight_map"),
+        (None, "weight_map"),
+    ],
+    ids=["parent", "absolute", "pickle", "missing", "number", "empty", "none"],
+)
+def test_an_index_that_names_something_else_is_refused(sharded, weight_map, word):
+    (sharded / f"{UNET}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_refused(sharded, word)

@@ -1,0 +1,69 @@
+"""Where the tensors lie in a safetensors file, read from its header alone.
+
+Source: the safetensors format: 8 bytes little-endian header length, a JSON header, then the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ..runtime.errors import UserError
+
+MAX_HEADER_BYTES = 100 * 2**20
+BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+class HeaderEntry(msgspec.Struct):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes lie in a safetensors file."""
+
+    file: Path
+    dtype: str  # as safetensors spells it
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors in a safetensors file, every offset and size checked against the file.
+
+    Source: the safetensors format: 8 bytes little-endian header length, a JSON header, then the data.
+    """
+    total = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, total - 8):
+            raise UserError(
+                f"'{file}' is damaged: its header claims {length} bytes, the file has {total}", hint="download it again"
+            )
+        try:
+            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
+            header.pop("__metadata__", None)
+            return {name: _stored_tensor(file, name, raw, 8 + length, total) for name, raw in header.items()}
+        except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
+            raise UserError(f"'{file}' is damaged: {error}", hint="download it again") from error
+
+
+def _stored_tensor(file: Path, name: str, raw: msgspec.Raw, data_start: int, total: int) -> StoredTensor:
+    try:
+        entry = msgspec.json.decode(raw, type=HeaderEntry)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"tensor '{name}': {error}") from error
+    dtype, shape, (begin, end) = entry.dtype, entry.shape, entry.data_offsets
+    if min(shape, default=0) < 0 or not 0 <= begin <= end <= total - data_start:
+        raise ValueError(f"tensor '{name}' of shape {shape} at {begin}..{end} lies outside the file")
+    if dtype in BYTES_PER_ELEMENT and end - begin != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
+        raise ValueError(f"the {dtype} tensor '{name}' of shape {shape} has {end - begin} bytes")
+    return StoredTensor(file, dtype, shape, data_start + begin, end - begin)
