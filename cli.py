@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from . import __version__
+from .runtime import Bundle, open_manifest
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, unknown_name
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
@@ -101,7 +102,7 @@ def zoom(
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Motion, Painting, VideoWriter, film_strip, load_image, open_bundle, save_png
+    from .runtime import Motion, Painting, VideoWriter, Zoom, film_strip, load_image, save_png
 
     if strip is not None:
         _check_strip(strip, image)
@@ -109,7 +110,7 @@ def zoom(
     painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
     started = time.perf_counter()
     stills = []
-    with open_bundle(bundle) as opened:
+    with Zoom(_checked(bundle)) as opened:
         calls = len(painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps)
         picture = load_image(image, opened.size)
         shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
@@ -183,9 +184,7 @@ def bench(
 @app.command()
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Check a bundle, hashes too, and show what is in it."""
-    from .runtime import open_manifest
-
-    opened = open_manifest(bundle)
+    opened = _checked(bundle)
     _show(as_json, _bundle_summary(opened), lambda: _print_components(opened))
 
 
@@ -206,6 +205,14 @@ def _check_strip(strip: Path, image: Path) -> None:
         raise UserError(f"--strip would replace the picture '{image}'", hint="name another file")
 
 
+def _checked(path: Path) -> Bundle:
+    """The opened bundle, its hashes checked behind a bar when that takes a while."""
+    total_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    with _progress(transient=True) as progress:
+        task = progress.add_task("check the bundle", total=total_bytes)
+        return open_manifest(path, progress=lambda size_bytes: progress.advance(task, size_bytes))
+
+
 def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
@@ -214,8 +221,8 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """Bars with the time left, on stderr."""
+def _progress(transient: bool = False) -> Iterator[Progress]:
+    """Bars with the time left, on stderr; a transient one is gone when it is done."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -223,6 +230,7 @@ def _progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=err_console,
+        transient=transient,
     ) as progress:
         yield progress
 
@@ -234,7 +242,7 @@ def _show(as_json: bool, result: dict[str, Any], print_table: Callable[[], None]
         print_table()
 
 
-def _bundle_summary(bundle: Any) -> dict[str, Any]:
+def _bundle_summary(bundle: Bundle) -> dict[str, Any]:
     return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **_builtins(bundle.manifest)}
 
 
@@ -249,7 +257,7 @@ def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB"
 
 
-def _print_bundles(bundles: list[Any], seconds: float) -> None:
+def _print_bundles(bundles: list[Bundle], seconds: float) -> None:
     table = Table(title=f"{len(bundles)} bundles in {seconds:.1f} s", title_justify="left")
     for column in ("bundle", "size", "parity of the UNet", "lowest parity"):
         table.add_column(column, overflow="fold")
@@ -261,7 +269,7 @@ def _print_bundles(bundles: list[Any], seconds: float) -> None:
     out_console.print(table)
 
 
-def _print_components(bundle: Any) -> None:
+def _print_components(bundle: Bundle) -> None:
     manifest = bundle.manifest
     out_console.print(
         f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {manifest.width}x{manifest.height}, "

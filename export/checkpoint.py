@@ -196,7 +196,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     files = tuple(index.parent / name for name in sorted(set(names.values())))
     for file in files:
         if file.parent != index.parent or file.suffix != ".safetensors":
-            raise UserError(f"'{index}' names a file that is no shard beside it: '{file}'", hint="do not use this checkpoint")
+            message = f"'{index}' names a file that is no shard beside it: '{file}'"
+            raise UserError(message, hint="do not use this checkpoint")
         if not file.is_file():
             raise UserError(f"the shard '{file}' is missing", hint="is the download complete?")
     return files
