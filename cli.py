@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +26,9 @@ from rich.table import Table
 
 from . import __version__
 from .runtime import Bundle, open_manifest
-from .runtime.errors import MissingPackageError, OutzoomError, UserError, unknown_name
+from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
-DEMO_PROMPT = "an underwater reef with red fish and red corals"
 
 app = typer.Typer(
     name="outzoom",
@@ -58,18 +58,19 @@ def export_all(
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # what they remark on is no news to our users
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        from .export import Plan, build, open_checkpoint, read_recipe
-    except ImportError as error:
-        raise MissingPackageError(error.name or "torch", "export", "export-all") from error
-
-    opened = open_checkpoint(checkpoint)
-    width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
-    recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
-    plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
     started = time.perf_counter()
     with _progress() as progress:
-        task = progress.add_task("start", total=plan.stage_count)
+        task = progress.add_task("load PyTorch and the exporters", total=None)
+        try:
+            from .export import Plan, build, open_checkpoint, read_recipe
+        except ImportError as error:
+            raise MissingPackageError(error.name or "torch", "export", "export-all") from error
+
+        opened = open_checkpoint(checkpoint)
+        width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
+        recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
+        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
+        progress.update(task, total=plan.stage_count)
 
         def on_stage(name: str) -> None:
             progress.update(task, description=name, advance=1)
@@ -150,12 +151,12 @@ def bench(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: the demo's")] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")] = DEMO_PROMPT,
-    seconds: Annotated[float, typer.Option(metavar="S", help="length of the zoom")] = 4.0,
-    steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per keyframe")] = 20,
-    guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 3.0,
-    runs: Annotated[int, typer.Option(metavar="N", help="timed runs of each component")] = 30,
-    seed: Annotated[int, typer.Option(metavar="N", help="same seed, same pictures")] = 0,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
+    seconds: Annotated[float | None, typer.Option(metavar="S", help="length of the zoom")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="K", help="denoising steps per keyframe")] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = None,
+    runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="same seed, same pictures")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
@@ -164,9 +165,11 @@ def bench(
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
-    settings = BenchSettings(
-        image=image, prompt=prompt, seconds=seconds, steps=steps, guidance=guidance, seed=seed, runs=runs
-    )
+    given: dict[str, Any] = {
+        "image": image, "prompt": prompt, "seconds": seconds, "steps": steps, "guidance": guidance, "runs": runs,
+        "seed": seed,
+    }  # fmt: skip
+    settings = replace(BenchSettings(), **{name: value for name, value in given.items() if value is not None})
     with _progress() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))
 
@@ -207,7 +210,7 @@ def _check_strip(strip: Path, image: Path) -> None:
 
 def _checked(path: Path) -> Bundle:
     """The opened bundle, its hashes checked behind a bar when that takes a while."""
-    total_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    total_bytes = open_manifest(path, verify=False).size_bytes
     with _progress(transient=True) as progress:
         task = progress.add_task("check the bundle", total=total_bytes)
         return open_manifest(path, progress=lambda size_bytes: progress.advance(task, size_bytes))
@@ -262,7 +265,10 @@ def _print_bundles(bundles: list[Bundle], seconds: float) -> None:
     for column in ("bundle", "size", "parity of the UNet", "lowest parity"):
         table.add_column(column, overflow="fold")
     for bundle in bundles:
-        parities = {n: c.parity_psnr_db or float("inf") for n, c in bundle.manifest.components.items()}
+        parities = {
+            name: float("inf") if component.parity_psnr_db is None else component.parity_psnr_db
+            for name, component in bundle.manifest.components.items()
+        }
         worst = min(parities, key=lambda name: parities[name])
         row = (f"{parities['unet']:.1f} dB", f"{parities[worst]:.1f} dB ({worst})")
         table.add_row(str(bundle.path), _megabytes(bundle.size_bytes), *row)
@@ -319,20 +325,15 @@ def _common(
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
-    err_console.print(f"warning: {_printable(str(message))}", style="yellow", highlight=False)
-
-
-def _printable(text: str) -> str:
-    """A message may quote a hostile file: no control characters for the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    err_console.print(f"warning: {printable(str(message))}", style="yellow", highlight=False)
 
 
 def _fail(message: str, hint: str, code: int, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps({"error": {"message": message, "hint": hint}}) + "\n")
-    err_console.print(f"error: {_printable(message)}", style="red", highlight=False)
+    err_console.print(f"error: {printable(message)}", style="red", highlight=False)
     if hint:
-        err_console.print(f"  hint: {_printable(hint)}", highlight=False)
+        err_console.print(f"  hint: {printable(hint)}", highlight=False)
     return code
 
 

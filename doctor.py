@@ -6,27 +6,26 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .runtime.backends import BACKENDS
 from .runtime.errors import OutzoomError
-
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+from .runtime.machine import cpu
 
 
 def examine() -> dict[str, Any]:
     """The report of `outzoom doctor`, JSON-able; sizes in bytes."""
+    processor, features = cpu()
     return {
         "outzoom": __version__,
         "python": platform.python_version(),
         "packages": _packages(),
         "targets": {name: _state(name) for name in BACKENDS},
         "machine": {
-            "processor": _processor(),
+            "processor": processor,
             "cores": os.cpu_count(),
-            "features": [f for f in FEATURES if f in _cpu_info("flags").split() + _cpu_info("Features").split()],
+            "features": list(features),
             "memory_bytes": _memory_bytes(),
             "disk_free_bytes": shutil.disk_usage(".").free,
         },
@@ -62,16 +61,6 @@ def _state(target: str) -> str:
         return f"{error}; {error.hint}"
     except Exception as error:  # a package that is there but broken raises anything
         return f"broken: {error}"
-
-
-def _cpu_info(key: str) -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
-
-
-def _processor() -> str:
-    return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int:

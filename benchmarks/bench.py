@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from ..runtime import MissingPackageError, UserError, film_strip, load_image, open_manifest, save_png
 from ..runtime.backends import backend_for
+from ..runtime.errors import printable
 from ..runtime.files import sha256_of
 from ..runtime.geometry import outside_mask
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
 from .quality import SSIM_WINDOW_PX, border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
 from .report import write_report
-from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, printable, write_results
+from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, write_results
 from .settings import BenchSettings
 
 PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "psutil": "psutil", "skimage": "scikit-image"}

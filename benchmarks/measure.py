@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from ..runtime import OutzoomError, PromptTruncatedWarning, Zoom, load_image, open_bundle
 from ..runtime.backends import Engine
 from ..runtime.bundle import COMPONENTS, Bundle, Component
+from ..runtime.errors import printable
 from ..runtime.schedulers import default_scheduler
 from .process import Done, Failed, Message, Progress
-from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult, printable
+from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult
 from .settings import MIN_RUNS, BenchSettings, from_json, to_json
 
 Report = Callable[[str], None]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .results import printable
+from ..runtime.errors import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup

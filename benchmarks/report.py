@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle import COMPONENTS
+from ..runtime.errors import printable
 from ..runtime.files import atomic_file
 from .plots import COLOURS, Bar, bar_chart
-from .results import BundleResult, Latency, Results, printable
+from .results import BundleResult, Latency, Results
 from .settings import MIN_RUNS
 
 if TYPE_CHECKING:

@@ -164,13 +164,6 @@ class Results(msgspec.Struct, frozen=True):
     bundles: tuple[BundleResult, ...]
 
 
-def printable(text: str) -> str:
-    """`text` on one line, without characters that hide, reverse or are no text: names are whatever a folder has."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def results_as_dict(results: Results) -> dict[str, Any]:
     """The contents of `results.json` as plain dicts, lists, strings and numbers."""
     found: dict[str, Any] = msgspec.json.decode(to_json(results))

@@ -14,6 +14,7 @@ from ..runtime.inpainting import Painting
 from ..runtime.zoom import Motion
 
 DEMO_PICTURE = Path(__file__).parent.parent / "models" / "demo" / "picture.png"
+DEMO_PROMPT = "an underwater reef with red fish and red corals"
 MAX_RUNS = 10_000
 MIN_RUNS = 3
 MAX_STRIP_FRAMES = 9
@@ -29,11 +30,11 @@ class BenchSettings:
     """
 
     image: Path | None = None  # None: the demo picture
-    prompt: str = "an underwater reef with fish and corals"
+    prompt: str = DEMO_PROMPT
     seconds: float = 4.0
     keyframe_every: int = 30
     steps: int = 20
-    guidance: float = 7.5
+    guidance: float = 3.0
     seed: int = 0
     runs: int = 30
     warm_ups: int = 3

@@ -19,7 +19,7 @@ def cast_weights(model: ir.Model) -> ir.Model:
     model = model.clone()
     for name, value in list(model.graph.initializers.items()):
         weight = value.const_value
-        if weight is None or weight.dtype != ir.DataType.FLOAT or weight.size < MIN_ELEMENTS:
+        if weight is None or weight.dtype != ir.DataType.FLOAT or weight.size < MIN_ELEMENTS or len(weight.shape) < 2:
             continue
         if not abs(weight.numpy()).max() <= FLOAT16_MAX:
             continue

@@ -34,12 +34,12 @@ from ..runtime.bundle import (
     open_manifest,
     write_manifest,
 )
-from ..runtime.errors import OutzoomError, UserError
-from ..runtime.files import atomic_directory, scratch_directory
+from ..runtime.errors import BundleError, OutzoomError, UserError, printable
+from ..runtime.files import atomic_directory, check_replaceable, scratch_directory
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.tokenizer import ClipTokenizer
 from .checkpoint import Checkpoint
-from .parity import probe, psnr_db, reference_output
+from .parity import probe, reference_output, tensor_psnr_db
 from .recipes import Recipe
 from .trace import trace
 
@@ -71,6 +71,9 @@ class Plan:
         for kind, names in (("target", self.targets), ("recipe", tuple(recipe.name for recipe in self.recipes))):
             if twice := [name for name in names if names.count(name) > 1]:
                 raise UserError(f"the {kind} '{twice[0]}' is asked for twice", hint="each makes one bundle of its name")
+        for target in self.targets:
+            for recipe in self.recipes:
+                check_replaceable(self.out / f"{target}-{recipe.name}", MANIFEST_NAME)
         self.checkpoint.check_size(self.width, self.height)
         _check_tokenizer(self.checkpoint)
         scheduler = _scheduler_config(self.checkpoint)
@@ -115,7 +118,11 @@ def _probe(plan: Plan, component: str) -> Probe:
     feeds = probe(plan.checkpoint, component, plan.width, plan.height)
     try:
         return Probe(feeds, reference_output(plan.checkpoint, component, feeds))
+    except MemoryError:
+        raise
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if "allocate memory" in str(error):  # PyTorch's word for it is a RuntimeError
+            raise MemoryError from error
         raise UserError(  # what diffusers raises for a configuration and weights that do not fit
             f"{component} can't be made from '{plan.checkpoint.path}': {error}",
             hint="do its configuration and its weights belong together?",
@@ -173,9 +180,14 @@ def _bundle(
 def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxModel, probe: Probe) -> Component:
     backend = backend_for(target)
     engine = backend.compile(model.file, root / name)
-    loaded = backend.load(engine, recipe.compute)
-    parity_db = psnr_db(probe.output, loaded.run(probe.feeds)[model.outputs[0].name])
-    loaded.close()
+    try:
+        loaded = backend.load(engine, recipe.compute)
+    except BundleError as error:
+        raise OutzoomError(f"what was built can't be loaded: {error}", hint="please report this") from error
+    try:
+        parity_db = tensor_psnr_db(probe.output, loaded.run(probe.feeds)[model.outputs[0].name])
+    finally:
+        loaded.close()
     if not parity_db >= recipe.min_psnr_db:
         raise OutzoomError(
             f"{name} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
@@ -217,12 +229,11 @@ def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _manifest(plan: Plan, target: str, recipe: Recipe, components: dict[str, Component], root: Path) -> Manifest:
     checkpoint = plan.checkpoint
-    name = "".join(c if c.isprintable() else "?" for c in checkpoint.path.resolve().name)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         target=target,
         recipe=RecipeInfo(recipe.name, recipe.weights, recipe.compute),
-        source=Source(name, checkpoint.sha256),
+        source=Source(printable(checkpoint.path.resolve().name), checkpoint.sha256),
         width=plan.width,
         height=plan.height,
         vae_scale_factor=checkpoint.vae_scale_factor,

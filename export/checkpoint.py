@@ -149,7 +149,7 @@ def _open(path: Path) -> Checkpoint:
         raise UserError(
             f"'{path}' is {kind}: its UNet has {channels} input channels, an inpainting UNet has 9 "
             "(latents 4, mask 1, masked picture 4)",
-            hint="use an inpainting checkpoint, such as sd2-community/stable-diffusion-2-inpainting",
+            hint="use an inpainting checkpoint, such as sd2-community/stable-diffusion-2-inpainting, downloaded",
         )
     for part in PARTS:
         _check_numbers(checkpoint, part)

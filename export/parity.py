@@ -16,7 +16,7 @@ SEED = 20
 MAX_TIMESTEP = 1000
 
 
-def psnr_db(reference: NDArray[Any], other: NDArray[Any]) -> float:
+def tensor_psnr_db(reference: NDArray[Any], other: NDArray[Any]) -> float:
     """Peak signal-to-noise ratio in dB, the peak being the reference's range; infinite when equal.
 
     Higher is better. Raises ValueError when the shapes differ. Not-a-number anywhere gives minus infinity.

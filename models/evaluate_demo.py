@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
 
+    machine = describe_machine()
     zoom = open_bundle(args.bundle)
     side = zoom.size[0]
     mask = outside_mask((side, side), SCALE)
@@ -122,13 +124,13 @@ def main() -> None:
         strip = film_strip([picture for row in chosen for picture in row[1]], columns=5)
         save_png(strip, args.pictures / f"demo-{name}.png")
     result = {
-        "command": f"python models/evaluate_demo.py {args.bundle} --scenes {args.scenes} --steps {args.steps} "
-        f"--guidance {args.guidance}",
+        "command": shlex.join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.perf_counter() - started, 1),
         "checkpoint_sha256": zoom.bundle.manifest.source.sha256,
         "bundle": f"{zoom.bundle.manifest.target}-{zoom.bundle.manifest.recipe.name}",
-        "machine": describe_machine().cpu_model,
+        "machine": machine.cpu_model,
+        "packages": machine.packages,
         "scenes": args.scenes,
         "border": {name: {key: summary(values) for key, values in score.items()} for name, score in scores.items()},
         "seam_ratio_of_the_truth": summary(truth_seams),

@@ -168,13 +168,16 @@ class Run:
         self.optimizer = torch.optim.AdamW(modules.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
         self.average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
         self.step, self.seconds, self.curve = 0, 0.0, []
+        self.starts: list[dict[str, int]] = []  # where each start of the script began, and where it was to end
         if self.file.exists():
             state = torch.load(self.file, map_location=DEVICE, weights_only=True)
             modules.load_state_dict(state["modules"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
             self.seconds, self.curve = state["seconds"], state["curve"]
+            self.starts = state.get("starts", [])
             print(f"{name}: resumed at step {self.step}", flush=True)
+        self.starts = [*self.starts, {"from_step": self.step, "to_step": steps}]
 
     def __iter__(self) -> Iterator[torch.Generator]:
         """Yield a generator seeded by the step, so that a resumed run draws what an unbroken one would."""
@@ -209,7 +212,7 @@ class Run:
         """Write the checkpoint, whole or not at all."""
         state = {
             "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
-            "step": self.step, "seconds": self.seconds, "curve": self.curve,
+            "step": self.step, "seconds": self.seconds, "curve": self.curve, "starts": self.starts,
         }  # fmt: skip
         partial = self.file.with_suffix(".partial")
         torch.save(state, partial)
@@ -219,7 +222,12 @@ class Run:
         """Load the averaged weights; the summary that is committed with them."""
         self.modules.load_state_dict(self.average)
         means = [round(float(np.mean(self.curve[i : i + 50])), 5) for i in range(0, len(self.curve), 50)]
-        return {"steps": self.steps, "seconds": round(self.seconds), "loss_every_50_steps": means}
+        return {
+            "steps": self.steps,
+            "seconds": round(self.seconds),
+            "starts": self.starts,
+            "loss_every_50_steps": means,
+        }
 
 
 def train_vae(vae: AutoencoderKL, pictures: np.ndarray, steps: int, work: Path) -> dict[str, object]:
@@ -242,7 +250,7 @@ def train_vae(vae: AutoencoderKL, pictures: np.ndarray, steps: int, work: Path) 
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray, captions: list[str], masks_each: int, file: Path) -> None:
+def encode(vae: AutoencoderKL, pictures: np.ndarray, masks_each: int, file: Path) -> None:
     """Latents of every picture, and `masks_each` masks with the latents of the masked picture, to `file`."""
     rng = np.random.default_rng(77)
     latents, masked, masks = [], [], []
@@ -259,7 +267,9 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, captions: list[str], masks_
             masked.append(means(x.masked_fill(mask, 0.0)))
             masks.append(functional.max_pool2d(mask.float(), CELL).to(torch.uint8).cpu())
     scale = float(1 / torch.cat(latents).std())
-    torch.save({"latents": torch.cat(latents), "masked": masked, "masks": masks, "scale": scale}, file)
+    partial = file.with_suffix(".partial")
+    torch.save({"latents": torch.cat(latents), "masked": masked, "masks": masks, "scale": scale}, partial)
+    partial.replace(file)
 
 
 def train_unet(
@@ -298,10 +308,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("models/training"))
     parser.add_argument("--out", type=Path, default=Path("models/demo"))
-    parser.add_argument("--scenes", type=int, default=16000)
+    parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--masks-each", type=int, default=2)
-    parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--unet-steps", type=int, default=7000)
+    parser.add_argument("--vae-steps", type=int, default=1600)
+    parser.add_argument("--unet-steps", type=int, default=2350)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet (needs a C++ compiler)")
     args = parser.parse_args()
@@ -327,7 +337,7 @@ def main() -> None:
     log["vae"] = train_vae(vae, pictures, args.vae_steps, args.work)
     encoded = args.work / "latents.pt"
     if not encoded.exists():
-        encode(vae, pictures, captions, args.masks_each, encoded)
+        encode(vae, pictures, args.masks_each, encoded)
     data = torch.load(encoded, weights_only=True)
     vae.register_to_config(scaling_factor=data["scale"])
     print(f"latents encoded, scaling factor {data['scale']:.4f}", flush=True)

@@ -6,10 +6,11 @@ it), every size and every hash, before any engine is handed a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,12 +21,16 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_SIDE = 8192
+MAX_RANK = 8
+MAX_ELEMENTS = 2**30
+DTYPES = ("float16", "float32", "int32", "int64")
 LATENT_CHANNELS = 4  # an inpainting UNet takes them twice, and the mask
 TOKENIZER_FOLDER = "tokenizer"
 REBUILD = "build the bundle again with outzoom export-all"
 COPY_AGAIN = "copy the bundle again, or build it again"
 
 Json = dict[str, Any]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -58,14 +63,14 @@ class FileEntry(msgspec.Struct, frozen=True):
     """Size and SHA-256 of a file in the bundle."""
 
     size_bytes: int
-    sha256: str
+    sha256: Sha256
 
 
 class Source(msgspec.Struct, frozen=True):
     """The checkpoint that a bundle was made from; `sha256` covers all of its weights."""
 
     name: str
-    sha256: str
+    sha256: Sha256
 
 
 class RecipeInfo(msgspec.Struct, frozen=True):
@@ -196,7 +201,12 @@ def _check_values(manifest: Manifest, root: Path) -> None:
     listed = [name for name in manifest.files if name.startswith(f"{TOKENIZER_FOLDER}/")]
     require(bool(listed), f"it lists no file in '{TOKENIZER_FOLDER}'")
     specs = [spec for component in manifest.components.values() for spec in (*component.inputs, *component.outputs)]
-    names = [manifest.target, manifest.source.name, manifest.recipe.name, *manifest.components, *manifest.files]
+    for spec in specs:
+        fits = len(spec.shape) <= MAX_RANK and all(n > 0 for n in spec.shape) and math.prod(spec.shape) <= MAX_ELEMENTS
+        require(fits and spec.dtype in DTYPES, f"the tensor '{spec.name}' is {spec.dtype} {spec.shape[:MAX_RANK]}")
+    recipe = manifest.recipe
+    names = [manifest.target, manifest.source.name, recipe.name, recipe.weights, recipe.compute]
+    names += [*manifest.components, *manifest.files, *manifest.tools, *manifest.tools.values()]
     for text in (*names, *(text for spec in specs for text in (spec.name, spec.dtype))):
         require(text.isprintable(), f"the name {text!r} holds characters that can't be printed")
     for (name, tensor), shape in _needed_shapes(manifest).items():

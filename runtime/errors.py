@@ -45,3 +45,10 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else ""
     return UserError(f"there is no {kind} '{given}'; known: {', '.join(names)}", hint=hint)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that hide, reverse or are no text: names are whatever a folder has."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)

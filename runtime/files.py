@@ -50,11 +50,7 @@ def atomic_directory(path: str | Path, marker: str = "") -> Iterator[Path]:
     Raises UserError if `path` cannot be written or lacks its marker, OutzoomError if the disk fills up.
     """
     with _partial_of(Path(path), directory=True) as (partial, target):
-        if marker and target.exists() and any(target.iterdir()) and not (target / marker).is_file():
-            raise UserError(
-                f"{path} is not replaced: it is not empty and holds no {marker}, so outzoom did not make it",
-                hint="name another folder, or empty this one yourself",
-            )
+        check_replaceable(target, marker)
         yield partial
         for entry in [*partial.rglob("*"), partial]:
             _sync(entry)
@@ -79,6 +75,15 @@ def scratch_directory(path: str | Path) -> Iterator[Path]:
     """
     with _partial_of(Path(path), directory=True) as (partial, _):
         yield partial
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """Raises UserError if there is a directory at `path` that holds something but no file called `marker`."""
+    if marker and path.exists() and any(path.iterdir()) and not (path / marker).is_file():
+        raise UserError(
+            f"{path} is not replaced: it is not empty and holds no {marker}, so outzoom did not make it",
+            hint="name another folder, or empty this one yourself",
+        )
 
 
 def sha256_of(path: str | Path, progress: Callable[[int], object] | None = None) -> str:

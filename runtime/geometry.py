@@ -35,7 +35,9 @@ def keyframe_scale(zoom_rate: float, keyframe_every: int, fps: float) -> float:
     change and values that work, if the result is outside [MIN_SCALE, MAX_SCALE].
     """
     if not 1 < zoom_rate < math.inf:
-        raise UserError(f"--zoom-rate must be above 1, got {zoom_rate}", hint="1.5 widens the view by half a second")
+        raise UserError(
+            f"--zoom-rate must be above 1, got {zoom_rate}", hint="1.5 makes the view half as wide again each second"
+        )
     if not 0 < fps <= MAX_FPS:
         raise UserError(f"--fps must be above 0 and at most {MAX_FPS}, got {fps}", hint="try --fps 30")
     if not 1 <= keyframe_every <= 100_000:

@@ -47,14 +47,14 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
             warnings.simplefilter("ignore")  # Pillow warns of bombs and of odd metadata; neither is for the user
             with Image.open(path, formats=formats) as image:
                 return _decoded(image, path, size)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except PermissionError as error:
         raise UserError(f"cannot read the picture {path}: permission denied", hint="check its rights") from error
     except UnidentifiedImageError as error:
         raise UserError(
             f"{path} is not a picture in a format that outzoom reads ({', '.join(formats)})",
-            hint="convert it to PNG or JPEG; a video goes in with --video",
+            hint="convert it to PNG or JPEG",
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Engine, backend_for
-from .bundle import Bundle
-from .errors import UserError
+from .backends import Array, Engine, backend_for
+from .bundle import REBUILD, Bundle
+from .errors import BundleError, UserError
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .tokenizer import ClipTokenizer
 
@@ -70,6 +70,16 @@ class Inpainting:
             self._engines[component] = backend.load(self.bundle.engine(component), manifest.recipe.compute)
         return self._engines[component]
 
+    def _run(self, component: str, feeds: Mapping[str, Array], output: str) -> Array:
+        engine = self.engine(component)
+        try:
+            return engine.run(feeds)[output]
+        except MemoryError:
+            raise
+        except Exception as error:  # each package raises types of its own
+            message = f"the engine of {component} does not run as the manifest says: {error}"
+            raise BundleError(message, hint=REBUILD) from error
+
     def close(self) -> None:
         """Unload the engines; the next use loads them again."""
         for engine in self._engines.values():
@@ -87,12 +97,12 @@ class Inpainting:
                     stacklevel=2,
                 )
             ids = self._tokenizer.encode(prompt)
-            self._contexts[prompt] = self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]
+            self._contexts[prompt] = self._run("text_encoder", {"input_ids": ids}, "last_hidden_state")
         return self._contexts[prompt]
 
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
         """Scaled latents of an image (1, 3, h, w) in -1..1; the distribution's mean, or a sample with `noise`."""
-        parameters = self.engine("vae_encoder").run({"sample": image})["latent_parameters"]
+        parameters = self._run("vae_encoder", {"sample": image}, "latent_parameters")
         mean, log_variance = np.split(parameters, 2, axis=1)
         if noise is not None:
             mean = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * noise
@@ -102,7 +112,7 @@ class Inpainting:
     def decode(self, latents: Latents) -> Picture:
         """The picture (h, w, 3) of scaled latents."""
         unscaled = latents / np.float32(self.bundle.manifest.latent_scale)
-        image = self.engine("vae_decoder").run({"latent_sample": unscaled})["sample"][0]
+        image = self._run("vae_decoder", {"latent_sample": unscaled}, "sample")[0]
         picture: Picture = np.rint(np.clip(image.transpose(1, 2, 0) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
         return picture
 
@@ -116,28 +126,30 @@ class Inpainting:
         mask: NDArray[np.bool_],
         prompt: str,
         painting: Painting,
+        index: int = 0,
         noise: Latents | None = None,
         image_noise: Latents | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Picture:
         """Paint where `mask` (h, w) is True; the whole decoded picture (h, w, 3), the known part too.
 
-        `noise` is what the painting starts from (by default from the seed), `image_noise` samples the
-        known picture's latents instead of taking their mean. `on_step` is called after each UNet step.
+        The painting starts from `noise`, by default drawn from the seed and `index`, which tells the pictures
+        of one run apart. `image_noise` samples the known picture's latents instead of taking their mean.
+        `on_step` is called after each UNet step.
         """
         if picture.shape[:2] != mask.shape or mask.shape != self.size[::-1]:
             raise ValueError(f"picture {picture.shape} and mask {mask.shape} must be {self.size[::-1]}")
         scheduler = painting.make_scheduler(self.bundle.manifest.scheduler)
-        latents = self.noise(painting.seed) if noise is None else noise
+        latents = self.noise((painting.seed, index)) if noise is None else noise
         latents = latents * np.float32(scheduler.init_noise_sigma)
         known = np.where(mask[..., None], np.float32(0), picture.astype(np.float32) / 127.5 - 1)
         known_latents = self.encode_image(known.transpose(2, 0, 1)[None].astype(np.float32), image_noise)
         extra = np.concatenate([latent_mask(mask, self.bundle.manifest.vae_scale_factor), known_latents], axis=1)
-        fresh = np.random.default_rng([painting.seed, 1])
-        for index in range(len(scheduler.timesteps)):
-            output = self._predict(scheduler, index, latents, extra, prompt, painting)
+        fresh = np.random.default_rng((painting.seed, index, 1))
+        for call in range(len(scheduler.timesteps)):
+            output = self._predict(scheduler, call, latents, extra, prompt, painting)
             more = fresh.standard_normal(latents.shape, np.float32) if scheduler.needs_noise else None
-            latents = scheduler.step(output, index, latents, more)
+            latents = scheduler.step(output, call, latents, more)
             if on_step:
                 on_step()
         return self.decode(latents)
@@ -145,19 +157,19 @@ class Inpainting:
     def _predict(
         self,
         scheduler: Scheduler,
-        index: int,
+        call: int,
         latents: Latents,
         extra: Latents,
         prompt: str,
         painting: Painting,
     ) -> Latents:
-        sample = np.concatenate([scheduler.scale_model_input(latents, index), extra], axis=1)
-        timestep = scheduler.timesteps[index : index + 1].astype(np.float32)
+        sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
+        timestep = scheduler.timesteps[call : call + 1].astype(np.float32)
 
         def predict(words: str) -> Latents:
             context = self.encode_prompt(words)
             feeds = {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}
-            return self.engine("unet").run(feeds)["out_sample"]
+            return self._run("unet", feeds, "out_sample")
 
         conditional = predict(prompt)
         if painting.guidance <= 1:

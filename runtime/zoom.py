@@ -89,8 +89,7 @@ class Zoom:
             yield image
             index += 1
             shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
-            noise = self.inpainting.noise((painting.seed, index))
-            painted = self.inpainting.paint(shrunk, mask, prompt, painting, noise, on_step=on_step)
+            painted = self.inpainting.paint(shrunk, mask, prompt, painting, index, on_step=on_step)
             image = geometry.paste_centered(painted, image, scale, self.feather_px)
 
     def frames(

@@ -61,6 +61,17 @@ def test_the_committed_quality_is_of_the_committed_weights():
     assert json.loads(RESULT.read_text())["checkpoint_sha256"] == open_checkpoint(ROOT / "models" / "demo").sha256
 
 
+def test_the_committed_quality_shows_that_it_paints_and_that_the_prompt_matters():
+    border = json.loads(RESULT.read_text())["border"]
+
+    def psnr(name):
+        return border[name]["border_psnr_db"]["mean"]
+
+    assert psnr("right caption, guided") > psnr("edge replication") + 1
+    assert psnr("right caption, guided") > psnr("mean colour") + 1
+    assert psnr("right caption, guided") > psnr("wrong caption, guided")
+
+
 def test_the_checkpoint_is_small_enough_for_git():
     files = (ROOT / "models" / "demo").rglob("*.safetensors")
     assert 10e6 < sum(file.stat().st_size for file in files) <= 32e6

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from outzoom.export.parity import psnr_db
-from outzoom.runtime import Painting, PromptTruncatedWarning, UserError, open_bundle
+from outzoom.export.parity import tensor_psnr_db
+from outzoom.runtime import BundleError, Painting, PromptTruncatedWarning, UserError, open_bundle
 from outzoom.runtime.inpainting import latent_mask
 from PIL import Image
 
@@ -70,9 +70,9 @@ def test_the_picture_is_that_of_diffusers_with_the_same_noise(
     painting = Painting(steps=6, scheduler=name, guidance=guidance)
     noise = zoom.inpainting.noise(3)
     expected, drawn = paint_with_diffusers(tiny_checkpoint, reference, picture, mask, painting, noise, 8)
-    painted = zoom.inpainting.paint(picture, mask, PROMPT, painting, noise, image_noise=drawn)
+    painted = zoom.inpainting.paint(picture, mask, PROMPT, painting, noise=noise, image_noise=drawn)
     # 40 dB is asked for; float32 on two engines differs by less than a grey level here and there
-    assert psnr_db(expected, painted) > 40
+    assert tensor_psnr_db(expected, painted) > 40
     assert expected.std() > 5  # a flat picture would prove nothing
 
 
@@ -127,3 +127,36 @@ def test_an_unknown_scheduler_is_named_with_the_nearest(tiny_bundles):
     with pytest.raises(UserError, match="no scheduler 'ddmi'") as error:
         Painting(scheduler="ddmi").make_scheduler(zoom.bundle.manifest.scheduler)
     assert "ddim" in error.value.hint
+
+
+def test_lcm_never_draws_the_same_noise_twice_in_a_zoom(tiny_bundles, monkeypatch):
+    """Neither within a keyframe, its start included, nor from one keyframe to the next."""
+    from outzoom.runtime.schedulers import LCM
+
+    used, step, scale = [], LCM.step, LCM.scale_model_input
+
+    def spy_step(self, output, index, sample, noise=None):
+        used.append(noise.copy())
+        return step(self, output, index, sample, noise)
+
+    def spy_start(self, sample, index):
+        if index == 0:
+            used.append(sample.copy())
+        return scale(self, sample, index)
+
+    monkeypatch.setattr(LCM, "step", spy_step)
+    monkeypatch.setattr(LCM, "scale_model_input", spy_start)
+    zoom = open_bundle(tiny_bundles["onnxruntime-fp32"])
+    painting = Painting(steps=3, scheduler="lcm", guidance=1, seed=1)
+    keyframes = zoom.keyframes(np.full((64, 64, 3), 90, np.uint8), "", 0.5, painting)
+    for _ in range(3):
+        next(keyframes)
+    assert len(used) == 2 * (1 + 3)
+    assert len({noise.tobytes() for noise in used}) == len(used)
+
+
+def test_an_engine_that_is_not_what_the_manifest_says_is_a_damaged_bundle(tiny_bundles):
+    inpainting = open_bundle(tiny_bundles["onnxruntime-fp32"]).inpainting
+    inpainting._engines["unet"] = inpainting.engine("vae_decoder")
+    with pytest.raises(BundleError, match="engine of unet"):
+        inpainting.paint(np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool), "", Painting(steps=1))

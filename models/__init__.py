@@ -1,1 +1,0 @@
-"""The demo checkpoint, the script that trained it, and the recipes."""

@@ -1,0 +1,38 @@
+"""What processor this is, as far as the system tells."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+# Of the many flags, those that matter to inference: vector and matrix units and their small data types.
+FLAGS = (
+    *("avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+
+
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The processor's model name, and which of FLAGS it has."""
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip(), ()
+    rows = (line.partition(":") for line in read_text("/proc/cpuinfo").splitlines())
+    fields = {name.strip().lower(): value.strip() for name, _, value in reversed(list(rows))}
+    board = read_text("/proc/device-tree/model").rstrip("\0")  # ARM's cpuinfo names no model
+    model = fields.get("model name") or board or platform.processor() or platform.machine()
+    found = (fields.get("flags") or fields.get("features") or "").split()
+    return model, tuple(flag for flag in FLAGS if flag in found)
+
+
+def read_text(path: str) -> str:
+    """The contents of a small system file, empty where there is none."""
+    try:
+        return Path(path).read_text("utf-8", errors="replace").strip()
+    except OSError:
+        return ""
