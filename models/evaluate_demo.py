@@ -132,6 +132,8 @@ def main() -> None:
         "machine": machine.cpu_model,
         "packages": machine.packages,
         "scenes": args.scenes,
+        "steps": args.steps,
+        "guidance": args.guidance,
         "border": {name: {key: summary(values) for key, values in score.items()} for name, score in scores.items()},
         "seam_ratio_of_the_truth": summary(truth_seams),
         "vae_round_trip_psnr_db": summary(vae_bound),
