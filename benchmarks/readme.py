@@ -29,7 +29,7 @@ def demo_quality(result: dict[str, Any]) -> str:
     lines += [
         f"| *the truth itself* | | | {_with_error(result['seam_ratio_of_the_truth'], 2)} |",
         "",
-        "The seam ratio is the mean step between pixels across the border's edge over that elsewhere. The right caption "
+        "The seam ratio is the mean step between pixels across the edge over that elsewhere. The right caption "
         f"gives the lower error than a wrong one in {share['right_caption_beats_wrong_guided']:.0%} of the scenes, the "
         f"painted border than edge replication in {share['painted_beats_edge_replication']:.0%}. The VAE alone "
         f"reproduces these scenes at {_with_error(result['vae_round_trip_psnr_db'], 1)} dB.",
@@ -52,9 +52,10 @@ def updated(readme: str) -> str:
         text = make(json.loads((RESULTS / file).read_text("utf-8")))
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         section = f"{begin}\n{text}\n{end}"
-        readme, count = re.subn(f"{begin}.*?{end}", lambda _, section=section: section, readme, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"README.md has {count} sections {begin} ... {end}, expected one")
+        parts = re.split(f"{begin}.*?{end}", readme, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"README.md has {len(parts) - 1} sections {begin} ... {end}, expected one")
+        readme = section.join(parts)
     return readme
 
 
