@@ -198,12 +198,14 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             component.engine in manifest.files,
             f"the engine of {name}, '{component.engine}', is not a listed file",
         )
+        for spec in (*component.inputs, *component.outputs):
+            fits = len(spec.shape) <= MAX_RANK and all(n > 0 for n in spec.shape)
+            fits = fits and math.prod(spec.shape) <= MAX_ELEMENTS and spec.dtype in DTYPES
+            shown = f"{spec.shape[:MAX_RANK]} of {spec.dtype}"
+            require(fits, f"{name}: the tensor '{spec.name}' has the shape {shown}")
     listed = [name for name in manifest.files if name.startswith(f"{TOKENIZER_FOLDER}/")]
     require(bool(listed), f"it lists no file in '{TOKENIZER_FOLDER}'")
     specs = [spec for component in manifest.components.values() for spec in (*component.inputs, *component.outputs)]
-    for spec in specs:
-        fits = len(spec.shape) <= MAX_RANK and all(n > 0 for n in spec.shape) and math.prod(spec.shape) <= MAX_ELEMENTS
-        require(fits and spec.dtype in DTYPES, f"the tensor '{spec.name}' is {spec.dtype} {spec.shape[:MAX_RANK]}")
     recipe = manifest.recipe
     names = [manifest.target, manifest.source.name, recipe.name, recipe.weights, recipe.compute]
     names += [*manifest.components, *manifest.files, *manifest.tools, *manifest.tools.values()]

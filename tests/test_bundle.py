@@ -218,7 +218,7 @@ def test_a_folder_is_not_a_file(bundle, name):
 def test_a_path_that_leaves_the_bundle_is_refused(bundle, tmp_path, name):
     (tmp_path / "x").write_text("secret")
     manifest = manifest_of(bundle)
-    manifest["files"][name] = {"size_bytes": 6, "sha256": ""}
+    manifest["files"][name] = {"size_bytes": 6, "sha256": "0" * 64}
     write(bundle, manifest)
     assert_refused(bundle, "outside itself", name)
 
@@ -262,7 +262,7 @@ def test_a_file_smuggled_in_beside_an_engine_is_refused_and_one_at_the_top_is_no
 
 def test_of_a_file_listed_twice_the_last_entry_counts(bundle):
     text = (bundle / "bundle.json").read_text()
-    wrong = f'"files": {{"{UNET}": {{"size_bytes": 1, "sha256": ""}},'
+    wrong = f'"files": {{"{UNET}": {{"size_bytes": 1, "sha256": "{"0" * 64}"}},'
     (bundle / "bundle.json").write_text(text.replace('"files": {', wrong))
     open_manifest(bundle)
     (bundle / "bundle.json").write_text(text.rstrip()[:-1] + ',"files": {}}')
