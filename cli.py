@@ -234,6 +234,7 @@ def _progress(transient: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=err_console,
         transient=transient,
+        disable=transient and not err_console.is_terminal,
     ) as progress:
         yield progress
 

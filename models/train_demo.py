@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--masks-each", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--unet-steps", type=int, default=2350)
+    parser.add_argument("--unet-steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet (needs a C++ compiler)")
     args = parser.parse_args()

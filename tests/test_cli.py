@@ -150,7 +150,7 @@ def test_the_users_mistake_is_code_2_and_says_what_and_what_to_do(fails, argumen
 
 def test_messages_show_no_control_characters_of_what_was_given(run):
     _, _, err = run("inspect", "\x1b[2J\udcff")
-    assert "?[2J?" in err
+    assert "\ufffd[2J\ufffd" in err
 
 
 # zoom
