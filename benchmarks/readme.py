@@ -37,11 +37,46 @@ def demo_quality(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def demo_bench(results: dict[str, Any]) -> str:
+    """What the demo model costs; from `outzoom bench`."""
+    machine, settings, imported = results["machine"], results["settings"], results["runtime_import"]
+    first = results["bundles"][0]
+    lines = [
+        f"The demo model at {first['width']}x{first['height']}, {settings['steps']} steps with guidance, 1 frame in "
+        f"{settings['keyframe_every']} painted; {machine['cpu_model']}, {machine['usable_cores']} cores; median "
+        "(p10-p90):",
+        "",
+        "| bundle | a keyframe, ms | frames per second, painting included | opened after process start, ms | on disk, MB "
+        "| peak memory, MB | border PSNR against fp32, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for bundle in results["bundles"]:
+        zoom, keyframe = bundle["zoom"], bundle["zoom"]["keyframe"]
+        quality = bundle["quality"]
+        cells = [
+            bundle["name"],
+            f"{keyframe['median_ms']:.0f} ({keyframe['p10_ms']:.0f}-{keyframe['p90_ms']:.0f})",
+            f"{zoom['frames_per_second']:.0f}",
+            f"{bundle['open']['from_process_start_ms']:.0f}",
+            f"{bundle['size_bytes'] / 1e6:.1f}",
+            f"{bundle['memory']['peak_rss_bytes'] / 1e6:.0f}",
+            f"{quality[0]['border_psnr_db']:.1f}" if quality and quality[0]["border_psnr_db"] else "reference or equal",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"`import outzoom.runtime` takes {imported['latency']['median_ms']:.0f} ms and "
+        f"{imported['rss_growth_bytes'] / 1e6:.0f} MB. `benchmarks/results/demo-bench.json` has all of it.",
+    ]
+    return "\n".join(lines)
+
+
 def _with_error(value: dict[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f} ± {value['standard_error']:.{digits}f}"
 
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "demo-bench": ("demo-bench.json", demo_bench),
     "demo-quality": ("demo-quality.json", demo_quality),
 }
 
