@@ -46,7 +46,7 @@ def demo_bench(results: dict[str, Any]) -> str:
         f"{settings['keyframe_every']} painted; {machine['cpu_model']}, {machine['usable_cores']} cores; median "
         "(p10-p90):",
         "",
-        "| bundle | a keyframe, ms | frames per second, painting included | opened after process start, ms | on disk, MB "
+        "| bundle | a keyframe, ms | frames per second, painting included | opened after start, ms | on disk, MB "
         "| peak memory, MB | border PSNR against fp32, dB |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 import scenes
 from outzoom.benchmarks.machine import describe_machine
 from outzoom.benchmarks.quality import border_psnr_db, border_ssim, psnr_db, seam_ratio

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import scenes
 from PIL import Image
+
+import scenes
 
 if __name__ == "__main__":
     picture, caption = scenes.render("reef", 1_000_001, scenes.Window(0.1, 0.25, 0.75), size=512)

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -29,6 +28,8 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import scenes
 
 SIZE = 128
 CELL = 4  # pixels per latent cell along a side: 8 as in SD2 would leave fish of 3 cells

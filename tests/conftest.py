@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import outzoom.runtime as runtime
 import pytest
+
+import outzoom.runtime as runtime
 
 ROOT = Path(runtime.__file__).parent.parent
 DEMO = ROOT / "models" / "demo"

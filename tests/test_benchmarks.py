@@ -18,6 +18,8 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
+
 from outzoom.benchmarks import (
     BenchSettings,
     Results,
@@ -32,7 +34,6 @@ from outzoom.benchmarks.machine import busy_warning, describe_machine
 from outzoom.benchmarks.report import digits, similarity
 from outzoom.benchmarks.results import Latency
 from outzoom.runtime import MissingPackageError, OutzoomError, UserError, load_image, open_manifest, save_png
-from PIL import Image
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\frac{"
 LONG_PROMPT = "a meadow " * 60

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from outzoom.export import Plan, Recipe, open_checkpoint, read_recipe
 from outzoom.export import build as build_all
 from outzoom.export.parity import reference_output, tensor_psnr_db

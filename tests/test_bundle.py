@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+
 from outzoom.runtime import BundleError, Motion, OutzoomError, Painting, open_bundle, open_manifest
 from outzoom.runtime.bundle import MAX_MANIFEST_BYTES, SCHEMA_VERSION, describe_files
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+
 from outzoom.compress.cast import MIN_ELEMENTS, cast_weights
 
 SIDE = 32

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from outzoom.export import Plan, build, open_checkpoint, read_recipe
 from outzoom.export.checkpoint import MAX_CONFIG_BYTES
 from outzoom.export.safetensors import read_header
 from outzoom.runtime import UserError
-from safetensors.numpy import load_file, save_file
 
 UNET, VAE, TEXT = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"
 CONFIGS = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]

@@ -11,9 +11,10 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from outzoom import cli
 from outzoom.runtime import open_manifest
-from PIL import Image
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 SHORT = ["--seconds", "0.2", "--steps", "1", "--guidance", "1"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from outzoom.benchmarks.quality import border_psnr_db, psnr_db
 from outzoom.runtime import Painting, load_image, open_bundle
 from outzoom.runtime.geometry import outside_mask

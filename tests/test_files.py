@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from outzoom.runtime import files
 from outzoom.runtime.errors import OutzoomError, UserError
 from outzoom.runtime.files import atomic_directory, atomic_file, sha256_of

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
+
 from outzoom.runtime.errors import UserError
 from outzoom.runtime.geometry import (
     MAX_SCALE,
@@ -18,7 +20,6 @@ from outzoom.runtime.geometry import (
     outside_mask,
     paste_centered,
 )
-from PIL import Image
 
 Picture = NDArray[np.uint8]
 World = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]

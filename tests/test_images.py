@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from outzoom.runtime.errors import UserError
 from outzoom.runtime.images import MAX_MEGAPIXELS, film_strip, load_image, save_png
-from PIL import Image
 
 A = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[11, 12, 13], [14, 15, 16], [17, 18, 19]]], np.uint8)
 

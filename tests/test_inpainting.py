@@ -5,10 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from outzoom.export.parity import tensor_psnr_db
 from outzoom.runtime import BundleError, Painting, PromptTruncatedWarning, UserError, open_bundle
 from outzoom.runtime.inpainting import latent_mask
-from PIL import Image
 
 PROMPT = "a green meadow with red flowers"
 

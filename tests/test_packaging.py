@@ -6,8 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import outzoom
 import pytest
+
+import outzoom
 
 if sys.version_info >= (3, 11):
     import tomllib

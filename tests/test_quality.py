@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from outzoom.benchmarks.quality import border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
 
 Picture = NDArray[np.uint8]

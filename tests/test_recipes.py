@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from outzoom.export import Recipe, known_recipes, read_recipe
 from outzoom.runtime import UserError
 

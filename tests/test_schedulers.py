@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from outzoom.runtime.errors import UserError
 from outzoom.runtime.schedulers import (
     DDIM,

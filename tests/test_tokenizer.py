@@ -6,10 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import outzoom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import outzoom
 from outzoom.runtime import BundleError, UserError
 from outzoom.runtime import tokenizer as module
 from outzoom.runtime.tokenizer import ClipTokenizer

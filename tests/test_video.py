@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from outzoom.runtime import video
 from outzoom.runtime.errors import MissingPackageError, OutzoomError, UserError
 from outzoom.runtime.video import VideoWriter

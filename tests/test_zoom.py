@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from outzoom.runtime import Motion, Painting, UserError, open_bundle
 from outzoom.runtime.geometry import outside_mask, paste_centered
 
