@@ -37,10 +37,7 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors in a safetensors file, every offset and size checked against the file.
-
-    Source: the safetensors format: 8 bytes little-endian header length, a JSON header, then the data.
-    """
+    """The tensors in a safetensors file, every offset and size checked against the file; raises UserError."""
     total = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
