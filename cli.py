@@ -27,8 +27,10 @@ from rich.table import Table
 from . import __version__
 from .runtime import Bundle, open_manifest
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
+from .runtime.shapes import Size, parse_size
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
+DEFAULT_JOBS = min(2, os.cpu_count() or 1)
 
 app = typer.Typer(
     name="outzoom",
@@ -50,8 +52,13 @@ def export_all(
     checkpoint: Annotated[Path, typer.Argument(metavar="[CHECKPOINT]", help="a diffusers directory")] = DEMO_CHECKPOINT,
     target: Annotated[list[str] | None, typer.Option(metavar="NAME", help="what to build for; repeatable")] = None,
     recipe: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="how; repeatable")] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="picture size; default: the checkpoint's own")] = "",
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="WxH", help="picture size; repeatable; default: the checkpoint's own")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="pictures in one UNet call: 2 does guidance in one")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
+    jobs: Annotated[int, typer.Option(metavar="N", help="stages at a time, each a process")] = DEFAULT_JOBS,
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="results of stages; default: OUT/.cache")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, apply each recipe, compile for each target: one bundle each."""
@@ -60,22 +67,24 @@ def export_all(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     started = time.perf_counter()
     with _progress() as progress:
-        task = progress.add_task("load PyTorch and the exporters", total=None)
-        try:
-            from .export import Plan, build, open_checkpoint, read_recipe
-        except ImportError as error:
-            raise MissingPackageError(error.name or "torch", "export", "export-all") from error
+        task = progress.add_task("read the checkpoint", total=None)
+        from .export import Plan, Shapes, build, open_checkpoint, read_recipe
 
         opened = open_checkpoint(checkpoint)
-        width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
+        sizes = tuple(_parse_size(text) for text in size or []) or ((opened.native_side, opened.native_side),)
         recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
-        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
+        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, Shapes(sizes, batch), out, jobs, cache)
         progress.update(task, total=plan.stage_count)
 
-        def on_stage(name: str) -> None:
-            progress.update(task, description=name, advance=1)
+        def on_event(kind: str, text: str) -> None:
+            if kind == "start":
+                progress.update(task, description=text)
+            else:
+                progress.advance(task)
+                if text:
+                    progress.console.print(text, highlight=False)
 
-        bundles = list(build(plan, on_stage))
+        bundles = list(build(plan, on_event))
     seconds = time.perf_counter() - started
     _show(
         as_json,
@@ -100,6 +109,7 @@ def zoom(
     scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="default: the checkpoint's own")] = None,
     guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 7.5,
     seed: Annotated[int, typer.Option(metavar="N", help="same seed, same video")] = 0,
+    size: Annotated[str, typer.Option(metavar="WxH", help="one of the bundle's sizes; default: its first")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
@@ -111,7 +121,7 @@ def zoom(
     painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
     started = time.perf_counter()
     stills = []
-    with Zoom(_checked(bundle)) as opened:
+    with Zoom(_checked(bundle), _parse_size(size) if size else None) as opened:
         calls = len(painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps)
         picture = load_image(image, opened.size)
         shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
@@ -216,11 +226,12 @@ def _checked(path: Path) -> Bundle:
         return open_manifest(path, progress=lambda size_bytes: progress.advance(task, size_bytes))
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, got '{text}'", hint="for example --size 512x512")
-    return int(parts[0]), int(parts[1])
+def _parse_size(text: str) -> Size:
+    try:
+        return parse_size(text)
+    except ValueError:
+        hint = "for example --size 512x512"
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, got '{text}'", hint=hint) from None
 
 
 @contextmanager
@@ -278,8 +289,9 @@ def _print_bundles(bundles: list[Bundle], seconds: float) -> None:
 
 def _print_components(bundle: Bundle) -> None:
     manifest = bundle.manifest
+    sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
     out_console.print(
-        f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {manifest.width}x{manifest.height}, "
+        f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {sizes}, "
         f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match"
     )
     table = Table()

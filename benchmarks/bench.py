@@ -105,7 +105,7 @@ def _check(bundles: Sequence[Path], out: Path, settings: BenchSettings) -> None:
         manifest = open_manifest(path, verify=False).manifest  # the measuring process verifies the hashes
         backend_for(manifest.target).version()
         settings.painting.make_scheduler(manifest.scheduler)
-        size = manifest.width, manifest.height
+        size = manifest.sizes[0]
         if min(size) < SSIM_WINDOW_PX:
             raise UserError(f"'{path}' paints {size[0]}x{size[1]}: SSIM needs {SSIM_WINDOW_PX} pixels a side")
         load_image(settings.picture, size)

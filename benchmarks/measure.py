@@ -23,7 +23,9 @@ from ..runtime import OutzoomError, PromptTruncatedWarning, Zoom, load_image, op
 from ..runtime.backends import Engine
 from ..runtime.bundle import COMPONENTS, Bundle, Component
 from ..runtime.errors import printable
+from ..runtime.machine import peak_rss_bytes
 from ..runtime.schedulers import default_scheduler
+from ..runtime.shapes import dimensions, resolve
 from .process import Done, Failed, Message, Progress
 from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult
 from .settings import MIN_RUNS, BenchSettings, from_json, to_json
@@ -57,8 +59,8 @@ def measure(
         compute=manifest.recipe.compute,
         source=manifest.source.name,
         source_sha256=manifest.source.sha256,
-        width=manifest.width,
-        height=manifest.height,
+        width=zoom.size[0],
+        height=zoom.size[1],
         size_bytes=zoom.bundle.size_bytes,
         tools=manifest.tools,
         open=opened,
@@ -87,7 +89,7 @@ def _measure_components(
     for name in COMPONENTS:
         report(f"{name}, {settings.runs} runs")
         component = zoom.bundle.manifest.components[name]
-        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), _feeds(component), settings)
+        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), _feeds(zoom, component), settings)
         results[name] = ComponentResult(
             parameters=component.parameters,
             size_bytes=component_size_bytes(zoom.bundle, component),
@@ -99,15 +101,17 @@ def _measure_components(
     return results
 
 
-def _feeds(component: Component) -> dict[str, NDArray[Any]]:
+def _feeds(zoom: Zoom, component: Component) -> dict[str, NDArray[Any]]:
     """Inputs of the right shapes: token 0, and noise (of normal numbers: the others are slow on some CPUs)."""
     rng = np.random.default_rng(0)
-    return {
-        spec.name: np.zeros(spec.shape, spec.dtype)
-        if np.issubdtype(np.dtype(spec.dtype), np.integer)
-        else rng.standard_normal(spec.shape, np.float32).astype(spec.dtype)
-        for spec in component.inputs
-    }
+    sides = dimensions(zoom.size, zoom.bundle.manifest.vae_scale_factor)
+    feeds = {}
+    for spec in component.inputs:
+        shape = resolve(spec.shape, sides)
+        integers = np.issubdtype(np.dtype(spec.dtype), np.integer)
+        feeds[spec.name] = np.zeros(shape) if integers else rng.standard_normal(shape, np.float32)
+        feeds[spec.name] = feeds[spec.name].astype(spec.dtype)
+    return feeds
 
 
 def _run_alone(engine: Engine, feeds: dict[str, NDArray[Any]], settings: BenchSettings) -> tuple[float, list[float]]:
@@ -181,24 +185,6 @@ def rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
-
-
-def peak_rss_bytes() -> int:
-    """The most resident memory that this process ever had.
-
-    Linux's getrusage counts the parent's memory from before exec as the process's own, so the kernel's high
-    water mark of this very address space is read instead.
-    """
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    if sys.platform != "linux":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 class CpuShare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -17,6 +18,7 @@ MAX_CONFIG_BYTES = 2**20
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHT_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PARTS = tuple(WEIGHT_STEMS)
+PART_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
 VARIANTS = (None, "fp16")
 MAX_LEVELS = 7
 # The numbers that are read from a part's configuration: default, lowest, highest. The defaults are those of
@@ -76,13 +78,27 @@ class Checkpoint:
             )
         raise UserError(f"'{folder}' has no {stem}.safetensors", hint="is the download complete?")
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self.path / "tokenizer"
+
+    @property
+    def name(self) -> str:
+        """What it is called in a bundle's manifest."""
+        return self.path.resolve().name
+
     @cached_property
     def sha256(self) -> str:
         """One hash over the configurations and weights of all parts."""
+        return self.digest(sha256_of)
+
+    def digest(self, hash_of: Callable[[Path], str]) -> str:
+        """`sha256`, from the hash that `hash_of` gives, or remembers, of each file."""
         files = [self.path / "scheduler" / "scheduler_config.json"]
         for part in PARTS:
             files += [self.path / part / "config.json", *self.weight_files(part)]
-        return sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
+        return sha256("\n".join(hash_of(file) for file in files).encode()).hexdigest()
 
     @property
     def vae_scale_factor(self) -> int:

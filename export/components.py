@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ..runtime.errors import UserError
 from .checkpoint import Checkpoint
+from .safetensors import BYTES_PER_ELEMENT, StoredTensor
 
 
 class TextEncoder(nn.Module):
@@ -29,7 +32,7 @@ class TextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """sample (1, 9, h, w), timestep (1,), encoder_hidden_states (1, tokens, width) -> out_sample (1, 4, h, w)."""
+    """sample (n, 9, h, w), timestep (1,), encoder_hidden_states (n, tokens, width) -> out_sample (n, 4, h, w)."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -76,59 +79,71 @@ def empty_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     return model
 
 
-def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
-    """A part of the checkpoint with its weights in float32, as diffusers and transformers load it."""
-    cls = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-    dtype = {"dtype" if part == "text_encoder" else "torch_dtype": torch.float32}
-    model: nn.Module = cls.from_pretrained(
-        checkpoint.path / part, use_safetensors=True, local_files_only=True, variant=checkpoint.variant(part), **dtype
-    )
-    return model.float().eval()  # diffusers leaves a float64 tensor as it is
+def streamed_part(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """A part of the checkpoint whose layers hold their weights, in float32, only while they run.
+
+    Its memory is that of its largest layer and its activations. Raises UserError, when it runs, for a weight that
+    is missing or has another shape than the configuration says.
+    """
+    stored = checkpoint.weights(part)
+    with torch.device("meta"):
+        model = empty_part(checkpoint, part)
+    for path, layer in model.named_modules():
+        parameters = {f"{path}.{name}": name for name, _ in layer.named_parameters(recurse=False)}
+        if parameters:
+            layer.register_forward_pre_hook(partial(_fill, parameters, stored))
+            layer.register_forward_hook(_empty)
+    return model.eval()
+
+
+def _fill(parameters: dict[str, str], stored: dict[str, StoredTensor], layer: nn.Module, _: object) -> None:
+    for path, name in parameters.items():
+        found = find_weight(stored, path, tuple(layer.get_parameter(name).shape))
+        weight = torch.from_numpy(found.float32()).reshape(layer.get_parameter(name).shape)
+        setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+
+
+def _empty(layer: nn.Module, *_: object) -> None:
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+OLD_ATTENTION_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def find_weight(stored: dict[str, StoredTensor], name: str, shape: tuple[int, ...]) -> StoredTensor:
+    """The stored tensor of a parameter, under whatever name the version that saved it gave it.
+
+    Raises UserError when there is none, or when it is not a tensor of `shape` of floating-point numbers.
+    """
+    names = [name, f"text_model.{name}"]
+    for new, old in OLD_ATTENTION_NAMES.items():
+        if f".attentions.0.{new}." in name:
+            names.append(name.replace(f".{new}.", f".{old}."))
+    found = next((stored[key] for key in names if key in stored), None)
+    if found is None:
+        raise UserError(f"the checkpoint has no weight '{name}'", hint="is it complete?")
+    # old VAEs hold linear layers as convolutions of one pixel
+    same_shape = [side for side in shape if side != 1] == [side for side in found.shape if side != 1]
+    if found.dtype not in BYTES_PER_ELEMENT or not same_shape:
+        raise UserError(
+            f"weight '{name}' is {found.dtype} {found.shape}; expected F32, F16 or BF16 of shape {shape}",
+            hint="do the checkpoint's configuration and its weights belong together?",
+        )
+    return found
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A component: the checkpoint part that holds its weights, its module around that part, its tensors."""
+    """A component: its module around the checkpoint's part, and its output."""
 
-    part: str
     module: Callable[[Any], nn.Module]
-    inputs: Callable[[Checkpoint, int, int], dict[str, tuple[tuple[int, ...], torch.dtype]]]
     output: str
 
 
-def _text_inputs(checkpoint: Checkpoint, width: int, height: int) -> dict[str, Any]:
-    tokens = checkpoint.config("text_encoder")["max_position_embeddings"]
-    return {"input_ids": ((1, tokens), torch.int64)}
-
-
-def _latent_size(checkpoint: Checkpoint, width: int, height: int) -> tuple[int, int]:
-    return height // checkpoint.vae_scale_factor, width // checkpoint.vae_scale_factor
-
-
-def _unet_inputs(checkpoint: Checkpoint, width: int, height: int) -> dict[str, Any]:
-    text, unet = checkpoint.config("text_encoder"), checkpoint.config("unet")
-    return {
-        "sample": ((1, unet["in_channels"], *_latent_size(checkpoint, width, height)), torch.float32),
-        "timestep": ((1,), torch.float32),
-        "encoder_hidden_states": (
-            (1, text["max_position_embeddings"], unet["cross_attention_dim"]),
-            torch.float32,
-        ),
-    }
-
-
-def _encoder_inputs(checkpoint: Checkpoint, width: int, height: int) -> dict[str, Any]:
-    return {"sample": ((1, checkpoint.config("vae")["in_channels"], height, width), torch.float32)}
-
-
-def _decoder_inputs(checkpoint: Checkpoint, width: int, height: int) -> dict[str, Any]:
-    channels = checkpoint.config("vae")["latent_channels"]
-    return {"latent_sample": ((1, channels, *_latent_size(checkpoint, width, height)), torch.float32)}
-
-
 COMPONENT_SPECS: dict[str, ComponentSpec] = {
-    "text_encoder": ComponentSpec("text_encoder", TextEncoder, _text_inputs, "last_hidden_state"),
-    "unet": ComponentSpec("unet", UNet, _unet_inputs, "out_sample"),
-    "vae_encoder": ComponentSpec("vae", VaeEncoder, _encoder_inputs, "latent_parameters"),
-    "vae_decoder": ComponentSpec("vae", VaeDecoder, _decoder_inputs, "sample"),
+    "text_encoder": ComponentSpec(TextEncoder, "last_hidden_state"),
+    "unet": ComponentSpec(UNet, "out_sample"),
+    "vae_encoder": ComponentSpec(VaeEncoder, "latent_parameters"),
+    "vae_decoder": ComponentSpec(VaeDecoder, "sample"),
 }

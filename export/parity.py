@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint
-from .components import COMPONENT_SPECS, load_part
+from .checkpoint import PART_OF, Checkpoint
+from .components import COMPONENT_SPECS, streamed_part
 
 SEED = 20
 MAX_TIMESTEP = 1000
+
+Feeds = dict[str, NDArray[Any]]
 
 
 def tensor_psnr_db(reference: NDArray[Any], other: NDArray[Any]) -> float:
@@ -33,12 +35,12 @@ def tensor_psnr_db(reference: NDArray[Any], other: NDArray[Any]) -> float:
     return 10 * math.log10(peak * peak / mean_square) if peak > 0 else -math.inf
 
 
-def probe(checkpoint: Checkpoint, component: str, width: int, height: int) -> dict[str, NDArray[Any]]:
-    """Inputs that a component might meet, the same every time."""
+def probe(checkpoint: Checkpoint, component: str, shapes: dict[str, tuple[int, ...]]) -> Feeds:
+    """Inputs of these shapes that a component might meet, the same every time."""
     rng = np.random.default_rng(SEED)
-    feeds: dict[str, NDArray[Any]] = {}
-    for name, (shape, dtype) in COMPONENT_SPECS[component].inputs(checkpoint, width, height).items():
-        if dtype == torch.int64:
+    feeds: Feeds = {}
+    for name, shape in shapes.items():
+        if name == "input_ids":
             feeds[name] = rng.integers(0, checkpoint.config("text_encoder")["vocab_size"], shape)
         elif name == "timestep":
             feeds[name] = np.full(shape, MAX_TIMESTEP / 2, np.float32)
@@ -47,10 +49,10 @@ def probe(checkpoint: Checkpoint, component: str, width: int, height: int) -> di
     return feeds
 
 
-def reference_output(checkpoint: Checkpoint, component: str, feeds: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """What the checkpoint's module makes of the inputs, in float32."""
+def reference_output(checkpoint: Checkpoint, component: str, feeds: Feeds) -> NDArray[Any]:
+    """What the checkpoint's module makes of the inputs, in float32, one layer's weights in memory at a time."""
     spec = COMPONENT_SPECS[component]
-    module = spec.module(load_part(checkpoint, spec.part)).eval()
+    module = spec.module(streamed_part(checkpoint, PART_OF[component])).eval()
     with torch.inference_mode():
         output: NDArray[Any] = module(*(torch.from_numpy(feed) for feed in feeds.values())).numpy()
     return output

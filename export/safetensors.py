@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.errors import UserError
 
@@ -34,6 +36,21 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     size_bytes: int
+
+    def float32(self) -> NDArray[np.float32]:
+        """The tensor read from the file, as float32; a copy, so that no page of the file stays in memory.
+
+        Raises UserError for a type that is no floating-point number of 16 or 32 bits, and for a shortened file.
+        """
+        if self.dtype not in BYTES_PER_ELEMENT:
+            raise UserError(f"a tensor of '{self.file}' is {self.dtype}", hint="weights must be F32, F16 or BF16")
+        stored = np.dtype({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.dtype])
+        data = np.fromfile(self.file, stored, math.prod(self.shape), offset=self.offset)
+        if data.size != math.prod(self.shape):
+            raise UserError(f"'{self.file}' ends in the middle of a tensor", hint="did it change while it was read?")
+        if self.dtype == "BF16":  # the upper half of a float32
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        return data.reshape(self.shape).astype(np.float32, copy=False)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

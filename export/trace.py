@@ -1,7 +1,7 @@
 """From a checkpoint to an ONNX model without loading a weight.
 
-The module is built and traced on the meta device; its initializers then point into the checkpoint's own
-safetensors, where the bytes stay until somebody writes the model out.
+The module is built and traced on the meta device. The result, a skeleton, depends on the configuration alone; its
+weights are attached when it is read: they stay in the checkpoint's own safetensors until somebody writes them out.
 """
 
 from __future__ import annotations
@@ -9,84 +9,107 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
+from torch.export import Dim
 
-from ..runtime.errors import UserError
-from .checkpoint import Checkpoint
-from .components import COMPONENT_SPECS, ComponentSpec, empty_part
+from ..runtime.shapes import dimensions, resolve
+from .checkpoint import PART_OF, Checkpoint
+from .components import COMPONENT_SPECS, empty_part, find_weight
 from .safetensors import StoredTensor
+from .shapes import InputShapes, Shapes, exported_shapes
 
 OPSET = 21
 FOLD_LIMIT_ELEMENTS = 8192  # larger constants stay as they are: folding would hold them in memory
-DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
-OLD_ATTENTION_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+WEIGHT = "weight"  # the metadata key of an initializer that names the checkpoint's tensor
 
 
-def trace(checkpoint: Checkpoint, component: str, width: int, height: int) -> ir.Model:
-    """The ONNX model of one component at a picture size, float32, with static shapes and lazy weights."""
-    spec = COMPONENT_SPECS[component]
-    model = _export(spec, checkpoint, width, height)
-    _attach_weights(model, checkpoint.weights(spec.part))
+def trace(checkpoint: Checkpoint, component: str, shapes: Shapes) -> ir.Model:
+    """The ONNX model of one component, float32, without its weights: only their names and shapes are in it.
+
+    `load_skeleton` finds them. With one size and batch 1 all shapes are static; otherwise the dimensions that
+    differ keep their names.
+    """
+    numbers = dimensions(shapes.sizes[0], checkpoint.vae_scale_factor, shapes.batch)
+    model = _export(checkpoint, component, exported_shapes(checkpoint, component, shapes), numbers)
+    for name, value in model.graph.initializers.items():
+        if getattr(getattr(value.const_value, "raw", None), "is_meta", False):
+            value.const_value = None  # nothing may look at it
+            value.metadata_props[WEIGHT] = name.removeprefix("unet.").removeprefix("text_encoder.")
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT_ELEMENTS, output_size_limit=FOLD_LIMIT_ELEMENTS)
-    _fold_weight_transposes(model)
     _tidy(model, component)
     return model
 
 
-def _export(spec: ComponentSpec, checkpoint: Checkpoint, width: int, height: int) -> ir.Model:
-    inputs = spec.inputs(checkpoint, width, height)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = spec.module(empty_part(checkpoint, spec.part)).eval()
-        tensors = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in inputs.values())
-        program = torch.onnx.export(
-            module, tensors, input_names=list(inputs), output_names=[spec.output], opset_version=OPSET,
-            dynamo=True, optimize=False, verbose=False,
-        )  # fmt: skip
-    model: ir.Model = program.model
+def save_skeleton(model: ir.Model, file: Path) -> None:
+    """Write what `trace` made; the missing weights are external tensors of no file."""
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None and value.shape is not None and value.dtype is not None:
+            value.const_value = ir.ExternalTensor(
+                value.metadata_props[WEIGHT], None, None, value.dtype, shape=value.shape, name=name
+            )
+    ir.save(model, file)
+
+
+def load_skeleton(file: Path, stored: dict[str, StoredTensor]) -> ir.Model:
+    """What `save_skeleton` wrote, with its weights: each is read from the checkpoint whenever it is asked for.
+
+    Raises UserError for a weight that the checkpoint lacks, or has in another shape.
+    """
+    model = ir.load(file)
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            shape = tuple(value.const_value.shape.numpy())
+            found = find_weight(stored, str(value.const_value.location), shape)
+            value.const_value = _lazy(name, shape, found)
+    _fold_weight_transposes(model)
     return model
 
 
-def _attach_weights(model: ir.Model, stored: dict[str, StoredTensor]) -> None:
-    for name, value in model.graph.initializers.items():
-        tensor = getattr(value.const_value, "raw", None)
-        if tensor is None or tensor.device.type != "meta":
-            continue  # a constant of the graph, with its data
-        found = next((stored[key] for key in _stored_names(name) if key in stored), None)
-        if found is None:
-            raise UserError(f"the checkpoint has no weight '{name}'", hint="is it complete?")
-        value.const_value = _lazy_float32(name, tuple(tensor.shape), found)
-
-
-def _stored_names(name: str) -> list[str]:
-    """How a parameter of a component may be called in a file, by the version that saved it."""
-    bare = name.removeprefix("unet.").removeprefix("text_encoder.")  # the component's attribute around its part
-    names = [bare, f"text_model.{bare}"]
-    for new, old in OLD_ATTENTION_NAMES.items():
-        if f".attentions.0.{new}." in bare:
-            names.append(bare.replace(f".{new}.", f".{old}."))
-    return names
-
-
-def _lazy_float32(name: str, shape: tuple[int, ...], stored: StoredTensor) -> ir.TensorProtocol:
-    """The stored tensor as float32: in place where it is, converted each time it is asked for where it is not."""
-    if stored.dtype not in DTYPES or torch.Size(shape).numel() != torch.Size(stored.shape).numel():
-        raise UserError(
-            f"weight '{name}' is {stored.dtype} {stored.shape}; expected F32, F16 or BF16 of shape {shape}",
-            hint="do the checkpoint's configuration and its weights belong together?",
+def _export(checkpoint: Checkpoint, component: str, inputs: InputShapes, numbers: dict[str, int]) -> ir.Model:
+    spec = COMPONENT_SPECS[component]
+    open_sides = _open_sides(checkpoint)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # that a weight has no value yet is no news
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = spec.module(empty_part(checkpoint, PART_OF[component])).eval()
+        tensors = tuple(
+            torch.empty(resolve(shape, numbers), dtype=getattr(torch, dtype)) for shape, dtype in inputs.values()
         )
-    external = ir.ExternalTensor(
-        stored.file.name, stored.offset, stored.size_bytes, DTYPES[stored.dtype],
-        shape=ir.Shape(shape), name=name, base_dir=stored.file.parent.absolute(),
-    )  # fmt: skip
-    if stored.dtype == "F32":
-        return external
+        dynamic = {
+            name: {axis: open_sides[side] for axis, side in enumerate(shape) if isinstance(side, str)}
+            for name, (shape, _) in inputs.items()
+        }
+        program = torch.onnx.export(
+            module, tensors, input_names=list(inputs), output_names=[spec.output], opset_version=OPSET,
+            dynamo=True, optimize=False, verbose=False, dynamic_shapes=dynamic if any(dynamic.values()) else None,
+        )  # fmt: skip
+    model: ir.Model = program.model
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(inputs[str(value.name)][0])
+    return model
+
+
+def _open_sides(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The open dimensions as torch.export wants them: as multiples of what the UNet divides them by."""
+    unit = checkpoint.size_multiple
+    latent_unit = unit // checkpoint.vae_scale_factor
+    rows, columns = Dim("rows"), Dim("columns")
+    return {
+        "batch": Dim("batch"),
+        "height": unit * rows, "width": unit * columns,
+        "latent_height": latent_unit * rows, "latent_width": latent_unit * columns,
+    }  # fmt: skip
+
+
+def _lazy(name: str, shape: tuple[int, ...], stored: StoredTensor) -> ir.LazyTensor:
     return ir.LazyTensor(
-        lambda: ir.tensor(external.numpy().astype("float32"), name=name),
+        lambda: ir.tensor(stored.float32().reshape(shape), name=name),
         ir.DataType.FLOAT, shape=ir.Shape(shape), name=name,
     )  # fmt: skip
 

@@ -16,11 +16,13 @@ import msgspec
 
 from .errors import BundleError
 from .files import sha256_of
+from .shapes import NAMES, Dimension, Size, dimensions, resolve
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_SIDE = 8192
+MAX_SIZES = 64
 MAX_RANK = 8
 MAX_ELEMENTS = 2**30
 DTYPES = ("float16", "float32", "int32", "int64")
@@ -34,10 +36,10 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, shape and numpy dtype name of an engine's input or output."""
+    """Name, shape and numpy dtype name of an engine's input or output; named sides are set when it is loaded."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Dimension, ...]
     dtype: str
 
 
@@ -50,8 +52,8 @@ class Component(msgspec.Struct, frozen=True):
     parameters: int
     parity_psnr_db: float | None = None  # against the diffusers module in fp32; None: equal to the last bit
 
-    def input_shape(self, name: str) -> tuple[int, ...]:
-        """The static shape of the input called `name`; raises BundleError when there is none."""
+    def input_shape(self, name: str) -> tuple[Dimension, ...]:
+        """The shape of the input called `name`; raises BundleError when there is none."""
         for spec in self.inputs:
             if spec.name == name:
                 return spec.shape
@@ -81,6 +83,21 @@ class RecipeInfo(msgspec.Struct, frozen=True):
     compute: str
 
 
+class StageInfo(msgspec.Struct, frozen=True):
+    """A step of the build, and what it took."""
+
+    name: str
+    seconds: float
+    peak_memory_bytes: int
+
+
+class BuildInfo(msgspec.Struct, frozen=True):
+    """How the bundle was made; `key` changes with anything that goes into it."""
+
+    key: str
+    stages: tuple[StageInfo, ...]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """The contents of `bundle.json`."""
 
@@ -88,8 +105,8 @@ class Manifest(msgspec.Struct, frozen=True):
     target: str
     recipe: RecipeInfo
     source: Source
-    width: int
-    height: int
+    sizes: tuple[Size, ...]  # (width, height) in pixels, the first is the default
+    batch: int  # the most pictures that the UNet takes at once: 2 does guidance in one call
     vae_scale_factor: int  # pixels per latent cell along a side
     latent_scale: float  # the VAE's scaling factor: latents are multiplied by it before the UNet sees them
     max_tokens: int
@@ -97,6 +114,7 @@ class Manifest(msgspec.Struct, frozen=True):
     components: dict[str, Component]
     files: dict[str, FileEntry]
     tools: dict[str, str]
+    build: BuildInfo
 
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
@@ -184,7 +202,9 @@ def _check_values(manifest: Manifest, root: Path) -> None:
 
     cell = manifest.vae_scale_factor
     require(1 <= cell <= 64, f"vae_scale_factor {cell} is not in 1..64")
-    for side in (manifest.width, manifest.height):
+    require(1 <= len(manifest.sizes) <= MAX_SIZES, f"{len(manifest.sizes)} sizes are not 1..{MAX_SIZES}")
+    require(manifest.batch in (1, 2), f"batch {manifest.batch} is not 1 or 2")
+    for side in (side for size in manifest.sizes for side in size):
         require(
             cell <= side <= MAX_SIDE and side % cell == 0,
             f"side {side} is no multiple of {cell} up to {MAX_SIDE}",
@@ -199,8 +219,10 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             f"the engine of {name}, '{component.engine}', is not a listed file",
         )
         for spec in (*component.inputs, *component.outputs):
-            fits = len(spec.shape) <= MAX_RANK and all(n > 0 for n in spec.shape)
-            fits = fits and math.prod(spec.shape) <= MAX_ELEMENTS and spec.dtype in DTYPES
+            named = all(side in NAMES for side in spec.shape if isinstance(side, str))
+            shape = resolve(spec.shape, _largest(manifest)) if named else (0,)
+            fits = len(shape) <= MAX_RANK and all(n > 0 for n in shape)
+            fits = fits and math.prod(shape) <= MAX_ELEMENTS and spec.dtype in DTYPES
             shown = f"{spec.shape[:MAX_RANK]} of {spec.dtype}"
             require(fits, f"{name}: the tensor '{spec.name}' has the shape {shown}")
     listed = [name for name in manifest.files if name.startswith(f"{TOKENIZER_FOLDER}/")]
@@ -208,22 +230,32 @@ def _check_values(manifest: Manifest, root: Path) -> None:
     specs = [spec for component in manifest.components.values() for spec in (*component.inputs, *component.outputs)]
     recipe = manifest.recipe
     names = [manifest.target, manifest.source.name, recipe.name, recipe.weights, recipe.compute]
+    names += [manifest.build.key, *(stage.name for stage in manifest.build.stages)]
     names += [*manifest.components, *manifest.files, *manifest.tools, *manifest.tools.values()]
     for text in (*names, *(text for spec in specs for text in (spec.name, spec.dtype))):
         require(text.isprintable(), f"the name {text!r} holds characters that can't be printed")
-    for (name, tensor), shape in _needed_shapes(manifest).items():
-        found = manifest.components[name].input_shape(tensor)
-        require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
+    for size in manifest.sizes:
+        numbers = dimensions(size, cell, manifest.batch)
+        for (name, tensor), needed in _needed_shapes(manifest).items():
+            found = resolve(manifest.components[name].input_shape(tensor), numbers)
+            shape = resolve(needed, numbers)
+            require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
 
 
-def _needed_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int, ...]]:
+def _largest(manifest: Manifest) -> dict[str, int]:
+    """Every named dimension at its largest."""
+    size = max(width for width, _ in manifest.sizes), max(height for _, height in manifest.sizes)
+    return dimensions(size, manifest.vae_scale_factor, manifest.batch)
+
+
+def _needed_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[Dimension, ...]]:
     """By component and input: the shapes that the inpainting pipeline will feed."""
-    rows, columns = manifest.height // manifest.vae_scale_factor, manifest.width // manifest.vae_scale_factor
+    latent = ("latent_height", "latent_width")
     return {
         ("text_encoder", "input_ids"): (1, manifest.max_tokens),
-        ("unet", "sample"): (1, 2 * LATENT_CHANNELS + 1, rows, columns),
-        ("vae_encoder", "sample"): (1, 3, manifest.height, manifest.width),
-        ("vae_decoder", "latent_sample"): (1, LATENT_CHANNELS, rows, columns),
+        ("unet", "sample"): ("batch", 2 * LATENT_CHANNELS + 1, *latent),
+        ("vae_encoder", "sample"): (1, 3, "height", "width"),
+        ("vae_decoder", "latent_sample"): (1, LATENT_CHANNELS, *latent),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OutzoomError(Exception):
@@ -17,6 +18,16 @@ class OutzoomError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it goes to another process, whatever arguments its class takes."""
+        return _remade, (type(self), str(self), self.hint)
+
+
+def _remade(cls: type[OutzoomError], message: str, hint: str) -> OutzoomError:
+    error = cls.__new__(cls, message)
+    OutzoomError.__init__(error, message, hint)
+    return error
 
 
 class UserError(OutzoomError):

@@ -86,6 +86,14 @@ def check_replaceable(path: Path, marker: str) -> None:
         )
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the filesystem can't; neither name may be written to afterwards."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: str | Path, progress: Callable[[int], object] | None = None) -> str:
     """The SHA-256 of a file in lowercase hex, read in pieces of 1 MiB.
 

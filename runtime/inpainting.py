@@ -14,6 +14,7 @@ from .backends import Array, Engine, backend_for
 from .bundle import REBUILD, Bundle
 from .errors import BundleError, UserError
 from .schedulers import Scheduler, default_scheduler, make_scheduler
+from .shapes import Size, dimensions, resolve
 from .tokenizer import ClipTokenizer
 
 Latents = NDArray[np.float32]
@@ -53,25 +54,28 @@ class Inpainting:
     Ho and Salimans 2022 (classifier-free guidance).
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, size: Size | None = None) -> None:
         self.bundle = bundle
         manifest = bundle.manifest
-        self.size = (manifest.width, manifest.height)
-        self.latent_shape = manifest.components["vae_decoder"].input_shape("latent_sample")
+        self.size = _chosen(size, manifest.sizes)
+        latent = manifest.components["vae_decoder"].input_shape("latent_sample")
+        self.latent_shape = resolve(latent, dimensions(self.size, manifest.vae_scale_factor))
         self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, int], Engine] = {}
         self._contexts: dict[str, NDArray[Any]] = {}
 
-    def engine(self, component: str) -> Engine:
-        """The engine of a component, loaded on first use."""
-        if component not in self._engines:
+    def engine(self, component: str, batch: int = 1) -> Engine:
+        """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
+        if (component, batch) not in self._engines:
             manifest = self.bundle.manifest
-            backend = backend_for(manifest.target)
-            self._engines[component] = backend.load(self.bundle.engine(component), manifest.recipe.compute)
-        return self._engines[component]
+            self._engines[component, batch] = backend_for(manifest.target).load(
+                self.bundle.engine(component), manifest.recipe.compute, manifest.components[component].inputs,
+                dimensions(self.size, manifest.vae_scale_factor, batch),
+            )  # fmt: skip
+        return self._engines[component, batch]
 
-    def _run(self, component: str, feeds: Mapping[str, Array], output: str) -> Array:
-        engine = self.engine(component)
+    def _run(self, component: str, feeds: Mapping[str, Array], output: str, batch: int = 1) -> Array:
+        engine = self.engine(component, batch)
         try:
             return engine.run(feeds)[output]
         except MemoryError:
@@ -166,16 +170,28 @@ class Inpainting:
         sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
         timestep = scheduler.timesteps[call : call + 1].astype(np.float32)
 
-        def predict(words: str) -> Latents:
-            context = self.encode_prompt(words)
-            feeds = {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}
-            return self._run("unet", feeds, "out_sample")
+        def predict(*prompts: str) -> Latents:
+            feeds = {
+                "sample": np.repeat(sample, len(prompts), axis=0),
+                "timestep": timestep,
+                "encoder_hidden_states": np.concatenate([self.encode_prompt(words) for words in prompts]),
+            }
+            return self._run("unet", feeds, "out_sample", batch=len(prompts))
 
-        conditional = predict(prompt)
         if painting.guidance <= 1:
-            return conditional
-        unconditional = predict(painting.negative_prompt)
+            return predict(prompt)
+        if self.bundle.manifest.batch == 2:
+            conditional, unconditional = np.split(predict(prompt, painting.negative_prompt), 2)
+        else:
+            conditional, unconditional = predict(prompt), predict(painting.negative_prompt)
         return unconditional + np.float32(painting.guidance) * (conditional - unconditional)
+
+
+def _chosen(size: Size | None, sizes: tuple[Size, ...]) -> Size:
+    if size is not None and size not in sizes:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise UserError(f"the bundle does not paint {size[0]}x{size[1]}; it paints {shown}", hint=REBUILD)
+    return size or sizes[0]
 
 
 def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:

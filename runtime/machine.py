@@ -36,3 +36,21 @@ def read_text(path: str) -> str:
         return Path(path).read_text("utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory that this process ever had.
+
+    Linux's getrusage counts the parent's memory from before exec as the process's own, so the kernel's high
+    water mark of this very address space is read instead.
+    """
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform != "linux":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024

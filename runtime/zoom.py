@@ -12,6 +12,7 @@ from . import geometry
 from .bundle import Bundle, open_manifest
 from .errors import UserError
 from .inpainting import Inpainting, Painting, Picture
+from .shapes import Size
 
 FEATHER_FRACTION = 1 / 24  # of the picture's shorter side: how far a keyframe fades into what is painted around it
 MAX_SECONDS = 24 * 3600.0
@@ -55,9 +56,9 @@ class Zoom:
     ...     show(frame)                                       # uint8 (height, width, 3), RGB
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, size: Size | None = None) -> None:
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle)
+        self.inpainting = Inpainting(bundle, size)
         self.size = self.inpainting.size
 
     @property
@@ -128,6 +129,9 @@ class Zoom:
         self.close()
 
 
-def open_bundle(path: Path | str, verify: bool = True) -> Zoom:
-    """Open and check the bundle in a directory; raises BundleError that says what is wrong with it."""
-    return Zoom(open_manifest(path, verify))
+def open_bundle(path: Path | str, verify: bool = True, size: Size | None = None) -> Zoom:
+    """Open and check the bundle in a directory, for one of its sizes, (width, height), by default its first.
+
+    Raises BundleError that says what is wrong with it, and UserError for a size that it does not paint.
+    """
+    return Zoom(open_manifest(path, verify), size)

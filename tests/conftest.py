@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,27 +53,36 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-def build_bundles(checkpoint: Path, out: Path, targets: list[str], recipes: list[str]) -> dict[str, Path]:
-    """The bundles of a checkpoint at its own size, by '<target>-<recipe>'."""
-    from outzoom.export import Plan, build, open_checkpoint, read_recipe
-
-    opened = open_checkpoint(checkpoint)
-    side = opened.native_side
-    plan = Plan(opened, tuple(targets), tuple(read_recipe(r) for r in recipes), side, side, out)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own
-        return {bundle.path.name: bundle.path for bundle in build(plan, lambda stage: None)}
+@pytest.fixture(scope="session")
+def stage_cache(tmp_path_factory) -> Path:
+    """Where all builds of the session keep the results of their stages: a graph is traced once."""
+    return tmp_path_factory.mktemp("stages")
 
 
 @pytest.fixture(scope="session")
-def tiny_bundles(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
+def build_bundles(stage_cache):
+    """Builds bundles of a checkpoint, at its own size unless told others: a function that gives them by name."""
+    from outzoom.export import Plan, Shapes, build, open_checkpoint, read_recipe
+
+    def build_bundles(checkpoint, out, targets, recipes, sizes=(), batch=1):
+        opened = open_checkpoint(checkpoint)
+        shapes = Shapes(tuple(sizes) or ((opened.native_side, opened.native_side),), batch)
+        recipes = tuple(read_recipe(name) for name in recipes)
+        plan = Plan(opened, tuple(targets), recipes, shapes, out, jobs=2, cache=stage_cache)
+        return {bundle.path.name: bundle.path for bundle in build(plan)}
+
+    return build_bundles
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_checkpoint, tmp_path_factory, build_bundles) -> dict[str, Path]:
     """Bundles of the tiny checkpoint: both targets in fp32."""
     out = tmp_path_factory.mktemp("tiny-bundles")
     return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"])
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory) -> dict[str, Path]:
+def bundles(tmp_path_factory, build_bundles) -> dict[str, Path]:
     """Bundles of the demo checkpoint: both targets, both recipes."""
     out = tmp_path_factory.mktemp("bundles")
     return build_bundles(DEMO, out, ["onnxruntime", "openvino-cpu"], ["fp32", "fp16"])

@@ -1,14 +1,14 @@
 """`export-all` from checkpoint to bundle: the manifest says the truth, and nothing half-made stays."""
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,10 +16,9 @@ import numpy as np
 import onnx
 import pytest
 
-from outzoom.export import Plan, Recipe, open_checkpoint, read_recipe
+from outzoom.export import Plan, Recipe, Shapes, open_checkpoint, read_recipe
 from outzoom.export import build as build_all
 from outzoom.export.parity import reference_output, tensor_psnr_db
-from outzoom.export.trace import trace
 from outzoom.runtime import OutzoomError, UserError, open_bundle, open_manifest
 from outzoom.runtime.files import sha256_of
 
@@ -29,28 +28,31 @@ STRICT = Recipe("strict", "cannot be met", "float16", "float32", min_psnr_db=200
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def trace_once():
-    """Tracing is most of a build, and its result is never changed: here it is made once for each component."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[build_all.__module__], "trace", cache(trace))
-        yield
+@pytest.fixture
+def plan(tiny_checkpoint, tmp_path, stage_cache):
+    def plan(*targets, recipes=("fp32",), out="out", cache=stage_cache, **options):
+        recipes = tuple(read_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
+        targets, shapes = targets or ("onnxruntime",), Shapes(((64, 64),))
+        return Plan(open_checkpoint(tiny_checkpoint), targets, recipes, shapes, tmp_path / out, cache=cache, **options)
+
+    return plan
 
 
 @pytest.fixture
-def make(tiny_checkpoint, tmp_path):
-    def make(*targets, recipes=("fp32",), on_stage=lambda stage: None, out="out"):
-        recipes = tuple(read_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
-        plan = Plan(open_checkpoint(tiny_checkpoint), targets or ("onnxruntime",), recipes, 64, 64, tmp_path / out)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporters' own
-            return list(build_all(plan, on_stage))
+def make(plan):
+    def make(*targets, on_event=lambda kind, text: None, **options):
+        return list(build_all(plan(*targets, **options), on_event))
 
     return make
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """What is in a folder of bundles, but the log and the stages' results."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (".cache", "build.log"))
+
+
+def partials(*folders):
+    return [file for folder in folders for file in folder.rglob(".partial*")]
 
 
 @pytest.fixture(params=TARGETS)
@@ -108,7 +110,7 @@ def test_the_manifest_says_where_it_came_from(tiny_checkpoint, bundle):
     manifest = bundle.manifest
     assert (manifest.source.name, manifest.source.sha256) == ("tiny", open_checkpoint(tiny_checkpoint).sha256)
     assert (manifest.recipe.name, manifest.recipe.weights, manifest.recipe.compute) == ("fp32", "float32", "float32")
-    assert (manifest.width, manifest.height, manifest.vae_scale_factor, manifest.max_tokens) == (64, 64, 8, 77)
+    assert (manifest.sizes, manifest.batch, manifest.vae_scale_factor, manifest.max_tokens) == (((64, 64),), 1, 8, 77)
     assert manifest.latent_scale == 0.9
     assert manifest.scheduler["_class_name"] == "DDIMScheduler"
     for tool in ("outzoom", "torch", "diffusers", "onnx"):
@@ -117,10 +119,8 @@ def test_the_manifest_says_where_it_came_from(tiny_checkpoint, bundle):
 
 
 def test_the_parameters_are_counted(tiny_checkpoint, tiny_bundles):
-    from outzoom.export.components import load_part
-
     unet = open_manifest(tiny_bundles["onnxruntime-fp32"]).manifest.components["unet"]
-    trained = sum(p.numel() for p in load_part(open_checkpoint(tiny_checkpoint), "unet").parameters())
+    trained = sum(math.prod(tensor.shape) for tensor in open_checkpoint(tiny_checkpoint).weights("unet").values())
     # the graph has a few constants of its own, and keeps equal tensors (norms of random weights) once
     assert unet.parameters == pytest.approx(trained, rel=0.01)
 
@@ -152,20 +152,75 @@ def test_a_recipe_that_cannot_be_met_stops_with_the_component_and_leaves_nothing
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["run the checkpoint's module", "vae_decoder: export", "text_encoder: compile", "vae_decoder: compile", "write"],
+    ("kind", "part"), [("start", "write ONNX"), ("start", "compile"), ("done", "vae_decoder: compile")]
 )
-def test_ctrl_c_leaves_nothing_and_the_next_build_works(make, tmp_path, part):
-    def interrupt(stage):
-        if part in stage:
+def test_ctrl_c_leaves_nothing_and_the_next_build_goes_on(make, tmp_path, stage_cache, kind, part):
+    def interrupt(happened, text):
+        if happened == kind and part in text:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(on_stage=interrupt)
+        make(on_event=interrupt)
     assert names(tmp_path / "out") == []
-    if part == "write":
-        make()
-        assert names(tmp_path / "out") == ["onnxruntime-fp32"]
+    assert partials(tmp_path, stage_cache) == []
+    make()
+    assert names(tmp_path / "out") == ["onnxruntime-fp32"]
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(make, tmp_path):
+    def interrupt(kind, text):
+        if kind == "done" and "unet: compile" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(on_event=interrupt, recipes=["fp16"])
+    events = []
+    make(on_event=lambda *event: events.append(event), recipes=["fp16"])
+    (reason,) = [text for kind, text in events if kind == "skip" and text.startswith("unet: compile")]
+    assert "same weights, shapes, recipe and tools" in reason
+    assert not [text for kind, text in events if kind == "start" and text.startswith("unet:")]
+
+
+def test_a_bundle_that_is_up_to_date_is_left_alone(make, tmp_path):
+    (first,) = make()
+    before = (first.path / "bundle.json").stat()
+    events = []
+    (second,) = make(on_event=lambda *event: events.append(event))
+    assert second.manifest == first.manifest
+    assert (first.path / "bundle.json").stat() == before
+    assert {kind for kind, _ in events} == {"skip"}
+    assert "onnxruntime-fp32: up to date" in events[-1][1]
+
+
+def test_another_recipe_of_the_same_name_is_another_bundle(make):
+    (first,) = make(recipes=[Recipe("mine", "", "float32", "float32", 60)])
+    (second,) = make(recipes=[Recipe("mine", "", "float16", "float32", 40)])
+    assert second.manifest.build.key != first.manifest.build.key
+    assert second.size_bytes < 0.6 * first.size_bytes
+
+
+def test_the_build_log_and_the_manifest_say_what_each_stage_took(make, tmp_path):
+    (bundle,) = make()
+    stages = {stage.name: stage for stage in bundle.manifest.build.stages}
+    for component in COMPONENTS:
+        for what in (
+            "export the graph",
+            "run the checkpoint's module",
+            "write ONNX, fp32",
+            "compile for onnxruntime, fp32",
+        ):
+            stage = stages[f"{component}: {what}"]
+            assert stage.seconds >= 0
+            assert 50e6 < stage.peak_memory_bytes < 2e9  # an interpreter with numpy takes 30 MB
+    log = (tmp_path / "out" / "build.log").read_text()
+    assert re.search(r"unet: compile for onnxruntime, fp32: \d+\.\d s, peak memory \d+ MiB", log)
+    assert "onnxruntime-fp32: written" in log
+
+
+def test_large_results_of_stages_are_cleared_away_and_small_ones_stay(make, tmp_path):
+    make("onnxruntime", "openvino-cpu", cache=tmp_path / "cache")
+    left = {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()}
+    assert left == {"hashes.json", "trace_component", "run_module"}
 
 
 def test_a_bundle_that_was_there_survives_a_rebuild_that_fails(make, tmp_path, tiny_bundles):
@@ -178,8 +233,7 @@ def test_a_bundle_that_was_there_survives_a_rebuild_that_fails(make, tmp_path, t
 
 def test_a_rebuild_replaces_the_bundle_whole_and_clears_away_what_a_killed_one_left(make, tmp_path):
     (old,) = make()
-    for name in ("onnx", "onnxruntime-fp32"):
-        (tmp_path / "out" / f".partial-1-0123abcd-{name}").mkdir()
+    (tmp_path / "out" / ".partial-1-0123abcd-onnxruntime-fp32").mkdir()
     (old.path / "vae_decoder" / "stale").write_text("from another version")
     (new,) = make()
     assert new.path == old.path
@@ -198,25 +252,27 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(make, tmp_path):
 
 def test_an_output_that_is_a_file_is_refused_before_the_work(make, tmp_path):
     (tmp_path / "out").write_text("a file")
-    stages = []
+    events = []
     with pytest.raises(UserError, match="cannot write"):
-        make(on_stage=stages.append)
-    assert stages == []
+        make(on_event=lambda *event: events.append(event))
+    assert events == []
 
 
-def test_every_stage_is_announced(tiny_checkpoint, make, tmp_path):
-    stages = []
-    make(on_stage=stages.append)
-    plan = Plan(open_checkpoint(tiny_checkpoint), ("onnxruntime",), (read_recipe("fp32"),), 64, 64, tmp_path)
-    assert len(stages) == plan.stage_count
+@pytest.mark.parametrize("again", [False, True])
+def test_every_stage_is_reported_once(plan, again):
+    planned = plan(*TARGETS, recipes=["fp32", "fp16"])
+    for _ in range(1 + again):
+        events = []
+        list(build_all(planned, lambda *event, events=events: events.append(event)))
+    assert planned.stage_count == 4 * (2 + 2 + 4) + 4  # trace and module; ONNX by recipe; engines; bundles
+    assert sum(kind in ("done", "skip") for kind, _ in events) == planned.stage_count
 
 
-def test_a_caller_that_takes_only_the_first_bundle_leaves_no_scratch_behind(tiny_checkpoint, tmp_path):
-    plan = Plan(open_checkpoint(tiny_checkpoint), tuple(TARGETS), (read_recipe("fp32"),), 64, 64, tmp_path)
-    bundles = build_all(plan, lambda stage: None)
+def test_a_caller_that_takes_only_the_first_bundle_leaves_nothing_half_made(plan, tmp_path):
+    bundles = build_all(plan(*TARGETS))
     next(bundles)
     bundles.close()
-    assert names(tmp_path) == ["onnxruntime-fp32"]
+    assert names(tmp_path / "out") == ["onnxruntime-fp32"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +299,7 @@ def test_sigint_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_
         export_all(tiny_checkpoint, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".partial-*/fp32/text_encoder/model.onnx")):
+    while not list(tmp_path.glob(".cache/.partial-*-*_*-*")):
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
@@ -253,6 +309,7 @@ def test_sigint_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_
     assert "error: interrupted" in err
     assert "Traceback" not in err
     assert names(tmp_path) == []
+    assert partials(tmp_path) == []
 
 
 @posix_only
@@ -260,7 +317,7 @@ def test_a_full_disk_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint,
     mount = f"mount -t tmpfs -o size=3m none {tmp_path}"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:
         pytest.skip("user namespaces are not available, so no small filesystem can be made")
-    script = f'{mount} && "$@"; code=$?; ls -A {tmp_path}; exit $code'
+    script = f'{mount} && "$@"; code=$?; find {tmp_path} -name ".partial*" -o -name bundle.json; exit $code'
     command = ["unshare", "-Urm", "sh", "-c", script, "-", *export_all(tiny_checkpoint, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr

@@ -83,15 +83,15 @@ def nested(depth, opening, closing):
     [
         pytest.param(b"", ["damaged"], id="empty"),
         pytest.param(b"zoom", ["damaged", "JSON"], id="not JSON"),
-        pytest.param(b'{"schema_version": 1', ["damaged", "truncated"], id="cut short"),
-        pytest.param(b'{"schema_version": 1, "target": "\xff"}', ["damaged", "utf-8"], id="not UTF-8"),
+        pytest.param(b'{"schema_version": 2', ["damaged", "truncated"], id="cut short"),
+        pytest.param(b'{"schema_version": 2, "target": "\xff"}', ["damaged", "utf-8"], id="not UTF-8"),
         pytest.param(b"[]", ["damaged", "Expected `object`"], id="a list"),
         pytest.param(b"{}", ["damaged", "`schema_version`"], id="no version"),
-        pytest.param(b'{"schema_version": "1"}', ["damaged", "Expected `int`"], id="version is text"),
+        pytest.param(b'{"schema_version": "2"}', ["damaged", "Expected `int`"], id="version is text"),
         pytest.param(b'{"schema_version": ' + b"9" * 5000 + b"}", ["damaged"], id="version of 5000 digits"),
-        pytest.param(b'{"schema_version": 1, "x": ' + nested(99_999, b"[", b"]") + b"}", ["recursion"], id="deep list"),
+        pytest.param(b'{"schema_version": 2, "x": ' + nested(99_999, b"[", b"]") + b"}", ["recursion"], id="deep list"),
         pytest.param(
-            b'{"schema_version": 1, "scheduler": ' + nested(99_999, b'{"a":', b"}") + b"}", ["recursion"], id="deep map"
+            b'{"schema_version": 2, "scheduler": ' + nested(99_999, b'{"a":', b"}") + b"}", ["recursion"], id="deep map"
         ),
         pytest.param(b" " * (MAX_MANIFEST_BYTES + 1), [str(MAX_MANIFEST_BYTES)], id="huge"),
     ],
@@ -101,14 +101,14 @@ def test_a_damaged_manifest_says_so(bundle, data, words):
     assert_refused(bundle, *words)
 
 
-@pytest.mark.parametrize(("step", "words"), [(1, ["newer", "2"]), (-1, ["older", "0"])], ids=["newer", "older"])
+@pytest.mark.parametrize(("step", "words"), [(1, ["newer", "3"]), (-1, ["older", "1"])], ids=["newer", "older"])
 def test_another_schema_is_named(bundle, step, words):
     # whatever else another version holds is not looked at
     write(bundle, {"schema_version": SCHEMA_VERSION + step, "components": "changed"})
     assert_refused(bundle, "schema version", *words)
 
 
-@pytest.mark.parametrize("key", ["target", "recipe", "source", "width", "scheduler", "components", "files", "tools"])
+@pytest.mark.parametrize("key", ["target", "recipe", "source", "sizes", "scheduler", "components", "files", "build"])
 def test_a_missing_key_is_named(bundle, key):
     manifest = manifest_of(bundle)
     del manifest[key]
@@ -119,16 +119,22 @@ def test_a_missing_key_is_named(bundle, key):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"width": "64"}, ["Expected `int`", "$.width"]),
-        ({"width": 64.5}, ["Expected `int`", "$.width"]),
-        ({"width": True}, ["Expected `int`", "$.width"]),
+        ({"sizes": [["64", 64]]}, ["Expected `int`", "$.sizes"]),
+        ({"sizes": [[64.5, 64]]}, ["Expected `int`", "$.sizes"]),
+        ({"sizes": [[True, 64]]}, ["Expected `int`", "$.sizes"]),
+        ({"sizes": [[64]]}, ["length 2", "$.sizes"]),
+        ({"sizes": []}, ["0 sizes"]),
+        ({"sizes": [[64, 64]] * 65}, ["65 sizes"]),
+        ({"batch": 3}, ["batch 3"]),
+        ({"batch": 2}, ["has the shape", "(2, 9, 8, 8)"]),
         ({"components": []}, ["Expected `object`", "$.components"]),
         ({"files": {"a": {"size_bytes": "1", "sha256": ""}}}, ["Expected `int`", "$.files"]),
-        ({"width": 0}, ["side 0"]),
-        ({"height": -64}, ["side -64"]),
-        ({"height": 65}, ["side 65", "multiple of 8"]),
-        ({"width": 2**40}, ["side", "up to 8192"]),
-        ({"width": 128}, ["has the shape", "(1, 9, 8, 16)"]),
+        ({"sizes": [[0, 64]]}, ["side 0"]),
+        ({"sizes": [[64, -64]]}, ["side -64"]),
+        ({"sizes": [[64, 65]]}, ["side 65", "multiple of 8"]),
+        ({"sizes": [[2**40, 64]]}, ["side", "up to 8192"]),
+        ({"sizes": [[128, 64]]}, ["has the shape", "(1, 9, 8, 16)"]),
+        ({"sizes": [[64, 64], [128, 64]]}, ["has the shape", "(1, 9, 8, 16)"]),
         ({"vae_scale_factor": 0}, ["vae_scale_factor 0"]),
         ({"vae_scale_factor": 2**31}, ["vae_scale_factor"]),
         ({"vae_scale_factor": 16}, ["has the shape"]),

@@ -2,16 +2,17 @@
 
 import json
 import shutil
-import warnings
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from outzoom.export import Plan, build, open_checkpoint, read_recipe
-from outzoom.export.checkpoint import MAX_CONFIG_BYTES
+from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
+from outzoom.export.checkpoint import MAX_CONFIG_BYTES, PART_OF
 from outzoom.export.safetensors import read_header
+from outzoom.export.work import run_module
 from outzoom.runtime import UserError
 
 UNET, VAE, TEXT = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"
@@ -37,7 +38,8 @@ def change_weights(checkpoint, stem, change):
 
 
 def plan(checkpoint, out="out", size=(64, 64)):
-    return Plan(open_checkpoint(checkpoint), ("onnxruntime",), (read_recipe("fp32"),), *size, checkpoint.parent / out)
+    recipes = (read_recipe("fp32"),)
+    return Plan(open_checkpoint(checkpoint), ("onnxruntime",), recipes, Shapes((size,)), checkpoint.parent / out)
 
 
 def assert_refused(checkpoint, *words, use=open_checkpoint):
@@ -237,53 +239,61 @@ def test_a_header_says_where_the_data_lies(tmp_path):
     assert (tensor.offset, tensor.size_bytes, tensor.shape, tensor.dtype) == (8 + len(text), 24, (2, 3), "F32")
 
 
-def first_stages(checkpoint):
-    """Build until the first component is written."""
-    stages = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in build(plan(checkpoint), stages.append):
-            raise AssertionError("a bundle was made")
+def run_modules(checkpoint):
+    for component in PART_OF:
+        probed = Path(tempfile.mkdtemp(dir=checkpoint.parent))
+        run_module(probed, checkpoint=open_checkpoint(checkpoint), component=component, shapes=Shapes(((64, 64),)))
 
 
 @pytest.mark.parametrize(
     ("stem", "name", "change", "words"),
     [
-        (TEXT, "final_layer_norm.bias", lambda weight: weight[:7], ["text_encoder", "final_layer_norm.bias"]),
-        (UNET, "conv_in.bias", lambda weight: weight[:7], ["unet", "conv_in.bias", "[7]"]),
-        (UNET, "mid_block.resnets.0.time_emb_proj.weight", lambda weight: weight.T.copy(), ["unet", "time_emb_proj"]),
+        (TEXT, "final_layer_norm.bias", lambda weight: weight[:7], ["final_layer_norm.bias", "(7,)", "(32,)"]),
+        (UNET, "conv_in.bias", lambda weight: weight[:7], ["conv_in.bias", "(7,)"]),
+        (UNET, "mid_block.resnets.0.time_emb_proj.weight", lambda weight: weight.T.copy(), ["(128, 64)", "(64, 128)"]),
     ],
     ids=["text encoder", "size", "transposed"],
 )  # fmt: skip
-def test_a_weight_of_the_wrong_shape_stops_the_build(checkpoint, stem, name, change, words):
+def test_a_weight_of_the_wrong_shape_stops_the_build(read, checkpoint, stem, name, change, words):
     def reshape(weights):
         key = next(key for key in weights if key.endswith(name))
         weights[key] = change(weights[key])
 
     change_weights(checkpoint, stem, reshape)
-    assert_refused(checkpoint, "can't be made from", *words[:1], use=first_stages)
-    assert list((checkpoint.parent / "out").iterdir()) == []
+    assert_refused(checkpoint, *words, use=run_modules)
+    component = {UNET: "unet", TEXT: "text_encoder"}[stem]
+    assert_refused(checkpoint, *words, use=lambda path: read(path, component))
 
 
-def traced(checkpoint, component):
-    from outzoom.export.trace import trace
+@pytest.fixture(scope="module")
+def read(tiny_checkpoint, tmp_path_factory):
+    """Reads the weights of a checkpoint into the graph of a component, which knows nothing of them: by name."""
+    from outzoom.export.trace import load_skeleton, save_skeleton, trace
 
-    model = trace(open_checkpoint(checkpoint), component, 64, 64)
-    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    folder = tmp_path_factory.mktemp("skeletons")
+
+    def read(checkpoint, component):
+        file = folder / f"{component}.onnx"
+        if not file.exists():
+            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(((64, 64),))), file)
+        model = load_skeleton(file, open_checkpoint(checkpoint).weights(PART_OF[component]))
+        return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+    return read
 
 
-def test_a_weight_that_is_missing_stops_the_export(checkpoint):
+def test_a_weight_that_is_missing_stops_the_export(read, checkpoint):
     change_weights(checkpoint, VAE, lambda weights: {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"})
-    assert_refused(checkpoint, "no weight", "decoder.conv_in.bias", use=lambda path: traced(path, "vae_decoder"))
+    assert_refused(checkpoint, "no weight", "decoder.conv_in.bias", use=lambda path: read(path, "vae_decoder"))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int32])
-def test_a_weight_of_a_type_that_engines_do_not_take_stops_the_export(checkpoint, dtype):
+def test_a_weight_of_a_type_that_engines_do_not_take_stops_the_export(read, checkpoint, dtype):
     change_weights(checkpoint, VAE, lambda weights: {k: v.astype(dtype) for k, v in weights.items()})
-    assert_refused(checkpoint, "expected F32, F16 or BF16", use=lambda path: traced(path, "vae_decoder"))
+    assert_refused(checkpoint, "expected F32, F16 or BF16", use=lambda path: read(path, "vae_decoder"))
 
 
-def test_attention_weights_under_their_old_names_are_the_same(tiny_checkpoint, checkpoint):
+def test_attention_weights_under_their_old_names_are_the_same(read, tiny_checkpoint, checkpoint):
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
     def rename(weights):
@@ -296,17 +306,17 @@ def test_attention_weights_under_their_old_names_are_the_same(tiny_checkpoint, c
         return renamed
 
     change_weights(checkpoint, VAE, rename)
-    expected, found = traced(tiny_checkpoint, "vae_decoder"), traced(checkpoint, "vae_decoder")
+    expected, found = read(tiny_checkpoint, "vae_decoder"), read(checkpoint, "vae_decoder")
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
-def test_the_fp16_variant_is_found_and_read_as_float32(tiny_checkpoint, checkpoint):
+def test_the_fp16_variant_is_found_and_read_as_float32(read, tiny_checkpoint, checkpoint):
     change_weights(
         checkpoint, VAE, lambda weights: {name: weight.astype(np.float16) for name, weight in weights.items()}
     )
     (checkpoint / f"{VAE}.safetensors").rename(checkpoint / f"{VAE}.fp16.safetensors")
-    expected, found = traced(tiny_checkpoint, "vae_decoder"), traced(checkpoint, "vae_decoder")
+    expected, found = read(tiny_checkpoint, "vae_decoder"), read(checkpoint, "vae_decoder")
     for name, weight in found.items():
         assert weight.dtype == expected[name].dtype
         if weight.dtype == np.float32:
@@ -348,8 +358,8 @@ def test_shards_are_found_by_their_index(tiny_checkpoint, sharded):
     assert whole.sha256 != parts.sha256
 
 
-def test_a_sharded_checkpoint_is_traced_with_the_same_weights(tiny_checkpoint, sharded):
-    expected, found = traced(tiny_checkpoint, "unet"), traced(sharded, "unet")
+def test_a_sharded_checkpoint_is_traced_with_the_same_weights(read, tiny_checkpoint, sharded):
+    expected, found = read(tiny_checkpoint, "unet"), read(sharded, "unet")
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 

@@ -310,8 +310,8 @@ def test_export_all_builds_and_inspect_shows(run, run_json, tiny_checkpoint, tmp
     assert code == 0
     (made,) = result["bundles"]
     assert (made["path"], made["target"], made["recipe"]["name"]) == ("made/onnxruntime-fp16", "onnxruntime", "fp16")
-    assert names(tmp_path / "made") == ["onnxruntime-fp16"]
-    assert "13/13" in err  # the progress bar ends where it should
+    assert names(tmp_path / "made") == [".cache", "build.log", "onnxruntime-fp16"]
+    assert "17/17" in err  # the progress bar ends where it should
 
     code, shown, _ = run_json("inspect", made["path"])
     assert code == 0
@@ -329,7 +329,7 @@ def test_inspect_says_what_is_in_the_bundle(run_json, bundle):
     opened = open_manifest(bundle)
     assert shown["size_bytes"] == opened.size_bytes
     assert shown["components"]["unet"]["parity_psnr_db"] == opened.manifest.components["unet"].parity_psnr_db
-    assert {"path", "schema_version", "target", "recipe", "source", "width", "height", "files", "tools"} <= shown.keys()
+    assert {"path", "schema_version", "target", "recipe", "source", "sizes", "batch", "files", "tools"} <= shown.keys()
 
 
 def test_inspect_shows_names_with_brackets_as_they_are(run, bundle, tmp_path):

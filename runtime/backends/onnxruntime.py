@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import COPY_AGAIN
+from ..bundle import COPY_AGAIN, TensorSpec
 from ..errors import BundleError, MissingPackageError
+from ..files import link_or_copy
 from .protocol import Array
 
 
@@ -44,17 +44,21 @@ class OnnxRuntime:
     """The backend of the target `onnxruntime`."""
 
     def compile(self, onnx: Path, folder: Path) -> Path:
-        """Copy model.onnx and its external weights."""
+        """Take model.onnx and its external weights as they are."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(onnx.parent.glob(onnx.name + "*")):
-            shutil.copy2(file, folder / file.name)
+            link_or_copy(file, folder / file.name)
         return folder / onnx.name
 
-    def load(self, engine: Path, compute: str) -> OnnxRuntimeEngine:
+    def load(
+        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
+    ) -> OnnxRuntimeEngine:
         """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
         ort = _package()
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        for name in {side for spec in inputs for side in spec.shape if isinstance(side, str)}:
+            options.add_free_dimension_override_by_name(name, sides[name])
         try:
             return OnnxRuntimeEngine(ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"]))
         except Exception as error:  # the package raises types of its own, one for each kind of failure

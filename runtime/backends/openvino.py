@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle import COPY_AGAIN
+from ..bundle import COPY_AGAIN, TensorSpec
 from ..errors import BundleError, MissingPackageError
+from ..shapes import resolve
 from .protocol import Array
 
 
@@ -57,14 +58,19 @@ class OpenVino:
             raise OSError(f"OpenVINO can't write '{engine}': {error}") from error
         return engine
 
-    def load(self, engine: Path, compute: str) -> OpenVinoEngine:
+    def load(
+        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
+    ) -> OpenVinoEngine:
         """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
         ov = _package()
         options = {"PERFORMANCE_HINT": "LATENCY"}
         if compute == "float32":
             options["INFERENCE_PRECISION_HINT"] = "f32"
         try:
-            return OpenVinoEngine(ov.Core().compile_model(engine, self.device, options))
+            model = ov.Core().read_model(engine)
+            if any(isinstance(side, str) for spec in inputs for side in spec.shape):
+                model.reshape({spec.name: list(resolve(spec.shape, sides)) for spec in inputs})
+            return OpenVinoEngine(ov.Core().compile_model(model, self.device, options))
         except RuntimeError as error:
             message = f"OpenVINO can't compile '{engine}' for {self.device}: {error}"
             raise BundleError(message, hint=COPY_AGAIN) from error

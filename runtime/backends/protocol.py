@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..bundle import TensorSpec
 
 Array = NDArray[Any]
 Tensors = dict[str, NDArray[np.float32]]
@@ -32,8 +34,8 @@ class Backend(Protocol):
         """Write the engine for the ONNX model (and its weights) into `folder`; the engine's path."""
         ...
 
-    def load(self, engine: Path, compute: str) -> Engine:
-        """Load an engine that `compile` wrote."""
+    def load(self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Engine:
+        """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`."""
         ...
 
     def version(self) -> str:

@@ -1,0 +1,73 @@
+"""A model cut into pieces that run one after another, so that an engine need never hold all of its weights."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+SEGMENT_BYTES = 512 * 2**20
+
+
+def split(model: ir.Model, most_bytes: int = SEGMENT_BYTES) -> list[ir.Model]:
+    """Models that do in turn what `model` does, each with at most about `most_bytes` of weights.
+
+    Each takes inputs of the model and outputs of earlier ones. Cuts are made where the fewest tensors cross. A layer
+    is never divided, so a model that is small enough, or has one layer, comes back as a list of one.
+    """
+    nodes = list(model.graph)
+    cuts = _cuts(model, nodes, most_bytes)
+    segments = []
+    for begin, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
+        inside = set(nodes[begin:end])
+        outputs = [
+            value for node in nodes[begin:end] for value in node.outputs
+            if value.is_graph_output() or any(use.node not in inside for use in value.uses())
+        ]  # fmt: skip
+        inputs: dict[ir.Value, None] = {}
+        for node in nodes[begin:end]:
+            for value in node.inputs:
+                made_before = value is not None and value.producer() is not None and value.producer() not in inside
+                if value is not None and (made_before or value.is_graph_input()):
+                    inputs[value] = None
+        graph = ir.convenience.extract(model.graph, list(inputs), outputs)
+        segments.append(ir.Model(graph, ir_version=model.ir_version))
+    return segments
+
+
+def _cuts(model: ir.Model, nodes: list[ir.Node], most_bytes: int) -> list[int]:
+    """The indices of the nodes that begin a new segment."""
+    crossing = _crossing(nodes)
+    cuts: list[int] = []
+    begin, held_bytes, seen = 0, 0, set[ir.Value]()
+    sizes: list[int] = []
+    for node in nodes:
+        own = {value for value in node.inputs if value is not None and value.is_initializer()} - seen
+        seen |= own
+        sizes.append(sum(value.const_value.nbytes for value in own if value.const_value is not None))
+    for index, size_bytes in enumerate(sizes):
+        if held_bytes and held_bytes + size_bytes > most_bytes:
+            best = min(range(begin + 1, index + 1), key=lambda i: (_held(sizes, begin, i, most_bytes), crossing[i]))
+            cuts.append(best)
+            begin, held_bytes = best, sum(sizes[best:index])
+        held_bytes += size_bytes
+    return cuts
+
+
+def _held(sizes: list[int], begin: int, end: int, most_bytes: int) -> bool:
+    """Whether a segment would be less than half full: such cuts come last."""
+    return sum(sizes[begin:end]) < most_bytes / 2
+
+
+def _crossing(nodes: list[ir.Node]) -> list[int]:
+    """For a cut before each node: how many values made before it are used after it."""
+    position = {node: index for index, node in enumerate(nodes)}
+    change = [0] * (len(nodes) + 2)
+    for node in nodes:
+        for value in node.outputs:
+            last = max((position[use.node] for use in value.uses() if use.node in position), default=position[node])
+            change[position[node] + 1] += 1
+            change[(len(nodes) if value.is_graph_output() else last) + 1] -= 1
+    crossing, live = [], 0
+    for index in range(len(nodes)):
+        live += change[index]
+        crossing.append(live)
+    return crossing
