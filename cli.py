@@ -47,7 +47,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 @app.command("export-all")
 def export_all(
-    checkpoint: Annotated[Path, typer.Argument(metavar="[CHECKPOINT]", help="a diffusers directory")] = DEMO_CHECKPOINT,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CHECKPOINT]", help="a diffusers directory, a .safetensors file, owner/name[@revision]"
+        ),
+    ] = str(DEMO_CHECKPOINT),
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|ID", help="for a .safetensors file: whose tokenizer, configurations, scheduler"),
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="NAME", help="what to build for; repeatable")] = None,
     recipe: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="how; repeatable")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="picture size; default: the checkpoint's own")] = "",
@@ -66,11 +75,14 @@ def export_all(
         except ImportError as error:
             raise MissingPackageError(error.name or "torch", "export", "export-all") from error
 
-        opened = open_checkpoint(checkpoint)
+        def on_download(done_bytes: int, total_bytes: int) -> None:
+            progress.update(task, description="download, MB", completed=done_bytes // 10**6, total=total_bytes // 10**6)
+
+        opened = open_checkpoint(checkpoint, config, on_download)
         width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
         recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
         plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
-        progress.update(task, total=plan.stage_count)
+        progress.update(task, completed=0, total=plan.stage_count)
 
         def on_stage(name: str) -> None:
             progress.update(task, description=name, advance=1)

@@ -39,18 +39,12 @@ from ..runtime.files import atomic_directory, check_replaceable, scratch_directo
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.tokenizer import ClipTokenizer
 from .checkpoint import Checkpoint
+from .layout import TOKENIZER_FILES
 from .parity import probe, reference_output, tensor_psnr_db
 from .recipes import Recipe
 from .trace import trace
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
 
 
 @dataclass(frozen=True)
@@ -205,7 +199,7 @@ def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxMo
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
     config = checkpoint.config("text_encoder")
-    tokenizer = ClipTokenizer(checkpoint.path / "tokenizer", config["max_position_embeddings"])
+    tokenizer = ClipTokenizer(checkpoint.tokenizer_folder, config["max_position_embeddings"])
     if tokenizer.vocabulary_size > config["vocab_size"]:
         raise UserError(
             f"the tokenizer of '{checkpoint.path}' has {tokenizer.vocabulary_size} tokens, "
@@ -217,7 +211,7 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir()
     for name in TOKENIZER_FILES:
-        if (file := checkpoint.path / "tokenizer" / name).is_file():
+        if (file := checkpoint.tokenizer_folder / name).is_file():
             shutil.copyfile(file, folder / name)
 
 
@@ -233,7 +227,7 @@ def _manifest(plan: Plan, target: str, recipe: Recipe, components: dict[str, Com
         schema_version=SCHEMA_VERSION,
         target=target,
         recipe=RecipeInfo(recipe.name, recipe.weights, recipe.compute),
-        source=Source(printable(checkpoint.path.resolve().name), checkpoint.sha256),
+        source=Source(printable(checkpoint.name), checkpoint.sha256),
         width=plan.width,
         height=plan.height,
         vae_scale_factor=checkpoint.vae_scale_factor,

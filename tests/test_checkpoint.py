@@ -1,6 +1,7 @@
 """What is no Stable Diffusion inpainting checkpoint, or a damaged one, is refused with the reason."""
 
 import json
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -108,11 +109,23 @@ def test_missing_weights_are_named(checkpoint, stem):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth"])
-def test_pickles_are_not_read_and_the_way_out_is_named(checkpoint, suffix):
+def test_pickles_are_not_read_and_the_command_that_converts_them_is_given(checkpoint, suffix):
     (checkpoint / f"{UNET}.safetensors").rename(checkpoint / f"{UNET}{suffix}")
-    assert "safe_serialization" in assert_refused(checkpoint, "pickle", f"{UNET}{suffix}").hint
-    (checkpoint / f"model{suffix}").write_bytes(b"")
-    assert "safetensors" in assert_refused(checkpoint / f"model{suffix}", "pickle", "not read").hint
+    for given in (checkpoint, checkpoint / f"{UNET}{suffix}"):
+        error = assert_refused(given, "pickle", "not read", f"{UNET}{suffix}")
+        assert f'DiffusionPipeline.from_pretrained("{checkpoint}")' in conversion(error)
+    (checkpoint / f"it's a model{suffix}").write_bytes(b"")
+    script = conversion(assert_refused(checkpoint / f"it's a model{suffix}", "pickle", "not read"))
+    assert f'StableDiffusionInpaintPipeline.from_single_file("{checkpoint}/it\'s a model{suffix}")' in script
+
+
+def conversion(error):
+    """The Python in the command of a hint, as the shell passes it on."""
+    python, flag, script = shlex.split(error.hint[error.hint.index("python -c") :])
+    assert (python, flag) == ("python", "-c")
+    assert "safe_serialization=True" in script
+    compile(script, "hint", "exec")
+    return script
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -316,6 +329,17 @@ def test_the_fp16_variant_is_found_and_read_as_float32(tiny_checkpoint, checkpoi
 def test_a_checkpoint_without_a_tokenizer_is_refused_before_the_work(checkpoint):
     shutil.rmtree(checkpoint / "tokenizer")
     assert_refused(checkpoint, "the tokenizer in", "can't be read", use=plan)
+
+
+def test_a_tokenizer_in_the_files_of_transformers_4_is_planned_with(checkpoint):
+    model = json.loads((checkpoint / "tokenizer" / "tokenizer.json").read_text("utf-8"))["model"]
+    (checkpoint / "tokenizer" / "tokenizer.json").unlink()
+    (checkpoint / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (checkpoint / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    plan(checkpoint)
+    (checkpoint / "tokenizer" / "merges.txt").unlink()
+    assert_refused(checkpoint, "the tokenizer in", use=plan)
 
 
 def test_a_tokenizer_of_another_text_encoder_is_refused(checkpoint):
