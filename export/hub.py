@@ -128,13 +128,14 @@ def _fetch(hub_id: HubId, choose: Choose, on_download: OnDownload | None = None)
 
 
 def _cached(hub_id: HubId, choose: Choose) -> Snapshot | None:
-    """What the cache has, without a request; None unless it has everything."""
+    """What the cache has, without a request; None unless it has everything.
+
+    Which files that is, is for `choose` to say: for huggingface_hub no file has to be there.
+    """
     hub = _library()
     try:
         path = Path(
-            hub.snapshot_download(
-                hub_id.repo, revision=hub_id.revision, local_files_only=True, allow_patterns=["model_index.json"]
-            )
+            hub.snapshot_download(hub_id.repo, revision=hub_id.revision, local_files_only=True, allow_patterns=[])
         )
     except hub.errors.LocalEntryNotFoundError:
         return None
@@ -164,7 +165,9 @@ def _library() -> Any:
 def _check_sizes(hub: Any, hub_id: HubId, wanted: Mapping[str, int], commit: str) -> None:
     for name, size_bytes in wanted.items():
         if not name.endswith(".safetensors") and size_bytes > MAX_SMALL_FILE_BYTES:
-            raise UserError(f"'{name}' of '{hub_id}' has {size_bytes} bytes; that is no configuration", hint="no use")
+            raise UserError(
+                f"'{name}' of '{hub_id}' has {size_bytes} bytes; that is no configuration", hint=f"try {SUGGESTION}"
+            )
     missing_bytes = sum(
         size_bytes
         for name, size_bytes in wanted.items()
@@ -214,13 +217,13 @@ def _explained(hub: Any, hub_id: HubId, error: Exception) -> OutzoomError:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"the model '{repo}' has no revision '{hub_id.revision}'", hint=f"try '{repo}' alone")
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         gone = f" ('{DELETED}' was deleted)" if repo == DELETED else ""
         return UserError(
             f"there is no '{hub_id}': neither a file or directory here nor a public model on the hub{gone}",
             hint=f"check the spelling, or try {SUGGESTION}; for a private model log in: hf auth login",
         )
-    if status in (401, 403):
+    if status == 403:
         return UserError(f"the hub refuses access to '{repo}' ({status})", hint="log in: hf auth login")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _no_space(hub_id, "it is full")
