@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..runtime.errors import MissingPackageError, OutzoomError, UserError
@@ -184,6 +185,7 @@ def _bar(on_download: OnDownload | None, total_bytes: int) -> type:
     from tqdm.auto import tqdm
 
     reached: dict[int, int] = {}  # by bar: one counts what was received, one what was written
+    lock = Lock()  # files come in several threads
 
     class Bar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -193,8 +195,9 @@ def _bar(on_download: OnDownload | None, total_bytes: int) -> type:
 
         def update(self, n: float | None = 1) -> None:
             if self.counts_bytes and on_download:
-                reached[id(self)] = reached.get(id(self), 0) + int(n or 0)
-                on_download(min(max(reached.values()), total_bytes), total_bytes)
+                with lock:
+                    reached[id(self)] = reached.get(id(self), 0) + int(n or 0)
+                    on_download(min(max(reached.values()), total_bytes), total_bytes)
 
     return Bar
 
