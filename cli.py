@@ -49,7 +49,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 @app.command("export-all")
 def export_all(
-    checkpoint: Annotated[Path, typer.Argument(metavar="[CHECKPOINT]", help="a diffusers directory")] = DEMO_CHECKPOINT,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CHECKPOINT]", help="a diffusers directory, a .safetensors file, owner/name[@revision]"
+        ),
+    ] = str(DEMO_CHECKPOINT),
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|ID", help="for a .safetensors file: whose tokenizer, configurations, scheduler"),
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="NAME", help="what to build for; repeatable")] = None,
     recipe: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="how; repeatable")] = None,
     size: Annotated[
@@ -70,11 +79,14 @@ def export_all(
         task = progress.add_task("read the checkpoint", total=None)
         from .export import Plan, Shapes, build, open_checkpoint, read_recipe
 
-        opened = open_checkpoint(checkpoint)
+        def on_download(done_bytes: int, total_bytes: int) -> None:
+            progress.update(task, description="download, MB", completed=done_bytes // 10**6, total=total_bytes // 10**6)
+
+        opened = open_checkpoint(checkpoint, config, on_download)
         sizes = tuple(_parse_size(text) for text in size or []) or ((opened.native_side, opened.native_side),)
         recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
         plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, Shapes(sizes, batch), out, jobs, cache)
-        progress.update(task, total=plan.stage_count)
+        progress.update(task, description="plan", completed=0, total=plan.stage_count)
 
         def on_event(kind: str, text: str) -> None:
             if kind == "start":

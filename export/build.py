@@ -39,25 +39,19 @@ from ..runtime.bundle import (
     write_manifest,
 )
 from ..runtime.errors import BundleError, MissingPackageError, UserError, printable
-from ..runtime.files import atomic_directory, check_replaceable, link_or_copy
+from ..runtime.files import atomic_directory, check_replaceable, link_or_copy, sha256_of
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.shapes import dimensions
 from ..runtime.tokenizer import ClipTokenizer
 from . import stages, work
 from .checkpoint import PART_OF, Checkpoint
 from .hashes import HashMemory, code_sha256
+from .layout import TOKENIZER_FILES
 from .recipes import Recipe
 from .shapes import Shapes, exported_shapes, probe_shapes
 from .stages import Event, Record, Stage
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
 CACHE_NAME = ".cache"
 LOG_NAME = "build.log"
 
@@ -145,7 +139,7 @@ class BundlePlan:
     def key(self) -> str:
         """A hash of all that the bundle is made of: as long as it stays, the bundle is up to date."""
         checkpoint, shapes = self.plan.checkpoint, self.plan.shapes
-        tokenizer = {name: entry.sha256 for name, entry in describe_files(checkpoint.tokenizer_folder).items()}
+        tokenizer = {name: sha256_of(file) for name, file in _tokenizer_files(checkpoint).items()}
         parts: list[Any] = [[stage.key for stage in self.engines.values()], tokenizer, _scheduler_config(checkpoint)]
         parts += [SCHEMA_VERSION, checkpoint.name, shapes.sizes, shapes.batch, checkpoint.config("vae")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[: stages.KEY_DIGITS]
@@ -274,9 +268,8 @@ def _pack(bundle: BundlePlan) -> Bundle:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(folder / work.ENGINE_FOLDER / Path(name).relative_to(component), target)
         (root / TOKENIZER_FOLDER).mkdir()
-        for name in TOKENIZER_FILES:
-            if (file := plan.checkpoint.tokenizer_folder / name).is_file():
-                shutil.copyfile(file, root / TOKENIZER_FOLDER / name)
+        for name, file in _tokenizer_files(plan.checkpoint).items():
+            shutil.copyfile(file, root / TOKENIZER_FOLDER / name)
         files = {f"{TOKENIZER_FOLDER}/{name}": entry for name, entry in describe_files(root / TOKENIZER_FOLDER).items()}
         for engine in described.values():
             files |= engine.files
@@ -320,6 +313,11 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
             f"its text encoder knows {config['vocab_size']}",
             hint="take both from one checkpoint",
         )
+
+
+def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    files = {name: checkpoint.tokenizer_folder / name for name in TOKENIZER_FILES}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:

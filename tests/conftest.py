@@ -54,6 +54,25 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def read_weights(tiny_checkpoint, tmp_path_factory):
+    """Reads an opened checkpoint's weights into the graph of a component of the tiny one: arrays by name."""
+    from outzoom.export import Shapes, open_checkpoint
+    from outzoom.export.checkpoint import PART_OF
+    from outzoom.export.trace import load_skeleton, save_skeleton, trace
+
+    folder = tmp_path_factory.mktemp("skeletons")
+
+    def read_weights(opened, component):
+        file = folder / f"{component}.onnx"
+        if not file.exists():
+            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(((64, 64),))), file)
+        model = load_skeleton(file, opened.weights(PART_OF[component]))
+        return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+    return read_weights
+
+
+@pytest.fixture(scope="session")
 def stage_cache(tmp_path_factory) -> Path:
     """Where all builds of the session keep the results of their stages: a graph is traced once."""
     return tmp_path_factory.mktemp("stages")

@@ -1,6 +1,7 @@
 """What is no Stable Diffusion inpainting checkpoint, or a damaged one, is refused with the reason."""
 
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -110,11 +111,23 @@ def test_missing_weights_are_named(checkpoint, stem):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth"])
-def test_pickles_are_not_read_and_the_way_out_is_named(checkpoint, suffix):
+def test_pickles_are_not_read_and_the_command_that_converts_them_is_given(checkpoint, suffix):
     (checkpoint / f"{UNET}.safetensors").rename(checkpoint / f"{UNET}{suffix}")
-    assert "safe_serialization" in assert_refused(checkpoint, "pickle", f"{UNET}{suffix}").hint
-    (checkpoint / f"model{suffix}").write_bytes(b"")
-    assert "safetensors" in assert_refused(checkpoint / f"model{suffix}", "pickle", "not read").hint
+    for given in (checkpoint, checkpoint / f"{UNET}{suffix}"):
+        error = assert_refused(given, "pickle", "not read", f"{UNET}{suffix}")
+        assert f'DiffusionPipeline.from_pretrained("{checkpoint}")' in conversion(error)
+    (checkpoint / f"it's a model{suffix}").write_bytes(b"")
+    script = conversion(assert_refused(checkpoint / f"it's a model{suffix}", "pickle", "not read"))
+    assert f'StableDiffusionInpaintPipeline.from_single_file("{checkpoint}/it\'s a model{suffix}")' in script
+
+
+def conversion(error):
+    """The Python in the command of a hint, as the shell passes it on."""
+    python, flag, script = shlex.split(error.hint[error.hint.index("python -c") :])
+    assert (python, flag) == ("python", "-c")
+    assert "safe_serialization=True" in script
+    compile(script, "hint", "exec")
+    return script
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -254,7 +267,7 @@ def run_modules(checkpoint):
     ],
     ids=["text encoder", "size", "transposed"],
 )  # fmt: skip
-def test_a_weight_of_the_wrong_shape_stops_the_build(read, checkpoint, stem, name, change, words):
+def test_a_weight_of_the_wrong_shape_stops_the_build(read_weights, checkpoint, stem, name, change, words):
     def reshape(weights):
         key = next(key for key in weights if key.endswith(name))
         weights[key] = change(weights[key])
@@ -262,38 +275,28 @@ def test_a_weight_of_the_wrong_shape_stops_the_build(read, checkpoint, stem, nam
     change_weights(checkpoint, stem, reshape)
     assert_refused(checkpoint, *words, use=run_modules)
     component = {UNET: "unet", TEXT: "text_encoder"}[stem]
-    assert_refused(checkpoint, *words, use=lambda path: read(path, component))
+    assert_refused(checkpoint, *words, use=lambda path: read_weights(open_checkpoint(path), component))
 
 
-@pytest.fixture(scope="module")
-def read(tiny_checkpoint, tmp_path_factory):
-    """Reads the weights of a checkpoint into the graph of a component, which knows nothing of them: by name."""
-    from outzoom.export.trace import load_skeleton, save_skeleton, trace
-
-    folder = tmp_path_factory.mktemp("skeletons")
-
-    def read(checkpoint, component):
-        file = folder / f"{component}.onnx"
-        if not file.exists():
-            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(((64, 64),))), file)
-        model = load_skeleton(file, open_checkpoint(checkpoint).weights(PART_OF[component]))
-        return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-
-    return read
-
-
-def test_a_weight_that_is_missing_stops_the_export(read, checkpoint):
+def test_a_weight_that_is_missing_stops_the_export(read_weights, checkpoint):
     change_weights(checkpoint, VAE, lambda weights: {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"})
-    assert_refused(checkpoint, "no weight", "decoder.conv_in.bias", use=lambda path: read(path, "vae_decoder"))
+    assert_refused(
+        checkpoint,
+        "no weight",
+        "decoder.conv_in.bias",
+        use=lambda path: read_weights(open_checkpoint(path), "vae_decoder"),
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int32])
-def test_a_weight_of_a_type_that_engines_do_not_take_stops_the_export(read, checkpoint, dtype):
+def test_a_weight_of_a_type_that_engines_do_not_take_stops_the_export(read_weights, checkpoint, dtype):
     change_weights(checkpoint, VAE, lambda weights: {k: v.astype(dtype) for k, v in weights.items()})
-    assert_refused(checkpoint, "expected F32, F16 or BF16", use=lambda path: read(path, "vae_decoder"))
+    assert_refused(
+        checkpoint, "expected F32, F16 or BF16", use=lambda path: read_weights(open_checkpoint(path), "vae_decoder")
+    )
 
 
-def test_attention_weights_under_their_old_names_are_the_same(read, tiny_checkpoint, checkpoint):
+def test_attention_weights_under_their_old_names_are_the_same(read_weights, tiny_checkpoint, checkpoint):
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
     def rename(weights):
@@ -306,17 +309,23 @@ def test_attention_weights_under_their_old_names_are_the_same(read, tiny_checkpo
         return renamed
 
     change_weights(checkpoint, VAE, rename)
-    expected, found = read(tiny_checkpoint, "vae_decoder"), read(checkpoint, "vae_decoder")
+    expected, found = (
+        read_weights(open_checkpoint(tiny_checkpoint), "vae_decoder"),
+        read_weights(open_checkpoint(checkpoint), "vae_decoder"),
+    )
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
-def test_the_fp16_variant_is_found_and_read_as_float32(read, tiny_checkpoint, checkpoint):
+def test_the_fp16_variant_is_found_and_read_as_float32(read_weights, tiny_checkpoint, checkpoint):
     change_weights(
         checkpoint, VAE, lambda weights: {name: weight.astype(np.float16) for name, weight in weights.items()}
     )
     (checkpoint / f"{VAE}.safetensors").rename(checkpoint / f"{VAE}.fp16.safetensors")
-    expected, found = read(tiny_checkpoint, "vae_decoder"), read(checkpoint, "vae_decoder")
+    expected, found = (
+        read_weights(open_checkpoint(tiny_checkpoint), "vae_decoder"),
+        read_weights(open_checkpoint(checkpoint), "vae_decoder"),
+    )
     for name, weight in found.items():
         assert weight.dtype == expected[name].dtype
         if weight.dtype == np.float32:
@@ -326,6 +335,17 @@ def test_the_fp16_variant_is_found_and_read_as_float32(read, tiny_checkpoint, ch
 def test_a_checkpoint_without_a_tokenizer_is_refused_before_the_work(checkpoint):
     shutil.rmtree(checkpoint / "tokenizer")
     assert_refused(checkpoint, "the tokenizer in", "can't be read", use=plan)
+
+
+def test_a_tokenizer_in_the_files_of_transformers_4_is_planned_with(checkpoint):
+    model = json.loads((checkpoint / "tokenizer" / "tokenizer.json").read_text("utf-8"))["model"]
+    (checkpoint / "tokenizer" / "tokenizer.json").unlink()
+    (checkpoint / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (checkpoint / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    plan(checkpoint)
+    (checkpoint / "tokenizer" / "merges.txt").unlink()
+    assert_refused(checkpoint, "the tokenizer in", use=plan)
 
 
 def test_a_tokenizer_of_another_text_encoder_is_refused(checkpoint):
@@ -358,8 +378,11 @@ def test_shards_are_found_by_their_index(tiny_checkpoint, sharded):
     assert whole.sha256 != parts.sha256
 
 
-def test_a_sharded_checkpoint_is_traced_with_the_same_weights(read, tiny_checkpoint, sharded):
-    expected, found = read(tiny_checkpoint, "unet"), read(sharded, "unet")
+def test_a_sharded_checkpoint_is_traced_with_the_same_weights(read_weights, tiny_checkpoint, sharded):
+    expected, found = (
+        read_weights(open_checkpoint(tiny_checkpoint), "unet"),
+        read_weights(open_checkpoint(sharded), "unet"),
+    )
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 

@@ -68,6 +68,7 @@ def wheel(tmp_path_factory):
         "cli.py",
         "runtime/schedulers/ddim.py",
         "models/recipes/fp32.toml",
+        "models/configs/sd2-inpainting/unet/config.json",
         "models/demo/model_index.json",
         "models/demo/tokenizer/tokenizer.json",
         "models/demo/scheduler/scheduler_config.json",
@@ -79,7 +80,8 @@ def test_the_wheel_holds_what_is_needed(wheel, name):
 
 
 def test_the_wheel_holds_every_recipe_template_and_demo_file(wheel):
-    for folder, pattern in (("models/recipes", "*.toml"), ("benchmarks", "*.html"), ("models/demo", "**/*")):
+    data = {"models/recipes": "*.toml", "models/configs": "**/*", "benchmarks": "*.html", "models/demo": "**/*"}
+    for folder, pattern in data.items():
         files = [path for path in (ROOT / folder).glob(pattern) if path.is_file()]
         assert files
         assert {f"outzoom/{path.relative_to(ROOT).as_posix()}" for path in files} <= set(wheel)
