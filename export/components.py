@@ -135,15 +135,18 @@ def find_weight(stored: dict[str, StoredTensor], name: str, shape: tuple[int, ..
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A component: its module around the checkpoint's part, and its output."""
+    """A component: its module around the checkpoint's part, its output, and what the output's open sides are called."""
 
     module: Callable[[Any], nn.Module]
     output: str
+    output_sides: tuple[str, ...] = ()
 
 
 COMPONENT_SPECS: dict[str, ComponentSpec] = {
     "text_encoder": ComponentSpec(TextEncoder, "last_hidden_state"),
-    "unet": ComponentSpec(UNet, "out_sample"),
-    "vae_encoder": ComponentSpec(VaeEncoder, "latent_parameters"),
-    "vae_decoder": ComponentSpec(VaeDecoder, "sample"),
+    "unet": ComponentSpec(UNet, "out_sample", ("batch", "channels", "latent_height", "latent_width")),
+    "vae_encoder": ComponentSpec(
+        VaeEncoder, "latent_parameters", ("batch", "channels", "latent_height", "latent_width")
+    ),
+    "vae_decoder": ComponentSpec(VaeDecoder, "sample", ("batch", "channels", "height", "width")),
 }

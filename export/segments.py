@@ -45,14 +45,16 @@ def _cuts(model: ir.Model, nodes: list[ir.Node], most_bytes: int) -> list[int]:
         sizes.append(sum(value.const_value.nbytes for value in own if value.const_value is not None))
     for index, size_bytes in enumerate(sizes):
         if held_bytes and held_bytes + size_bytes > most_bytes:
-            best = min(range(begin + 1, index + 1), key=lambda i: (_held(sizes, begin, i, most_bytes), crossing[i]))
+            best = min(
+                range(begin + 1, index + 1), key=lambda i: (_underfull(sizes, begin, i, most_bytes), crossing[i], -i)
+            )
             cuts.append(best)
             begin, held_bytes = best, sum(sizes[best:index])
         held_bytes += size_bytes
     return cuts
 
 
-def _held(sizes: list[int], begin: int, end: int, most_bytes: int) -> bool:
+def _underfull(sizes: list[int], begin: int, end: int, most_bytes: int) -> bool:
     """Whether a segment would be less than half full: such cuts come last."""
     return sum(sizes[begin:end]) < most_bytes / 2
 

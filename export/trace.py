@@ -92,6 +92,9 @@ def _export(checkpoint: Checkpoint, component: str, inputs: InputShapes, numbers
     model: ir.Model = program.model
     for value in model.graph.inputs:
         value.shape = ir.Shape(inputs[str(value.name)][0])
+    for value in model.graph.outputs:
+        sides = zip(value.shape or (), spec.output_sides or value.shape or (), strict=True)
+        value.shape = ir.Shape([side if isinstance(side, int) else name for side, name in sides])
     return model
 
 

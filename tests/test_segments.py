@@ -1,0 +1,81 @@
+"""A model cut into segments does what the whole does, with fewer weights in memory at a time."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from outzoom.export.segments import split
+
+# y = relu(x + a), z = y + b, out = z + y + c: 12 bytes of weights in each addition
+CHAIN = """
+<ir_version: 10, opset_import: ["" : 21]>
+chain (float[3] x) => (float[3] out)
+<float[3] a = {1, 2, 3}, float[3] b = {10, 20, 30}, float[3] c = {100, 200, 300}>
+{
+    xa = Add(x, a)
+    y = Relu(xa)
+    z = Add(y, b)
+    zy = Add(z, y)
+    out = Add(zy, c)
+}
+"""
+
+
+@pytest.fixture
+def chain():
+    return ir.from_onnx_text(CHAIN)
+
+
+def ops(segment):
+    return [node.op_type for node in segment.graph]
+
+
+def names(values):
+    return [value.name for value in values]
+
+
+def test_a_small_model_is_one_segment(chain):
+    (segment,) = split(chain, 100)
+    assert ops(segment) == ["Add", "Relu", "Add", "Add", "Add"]
+    assert (names(segment.graph.inputs), names(segment.graph.outputs)) == (["x"], ["out"])
+
+
+def test_segments_hold_no_more_than_asked_and_pass_on_what_is_used_later(chain):
+    first, second, third = split(chain, 12)
+    assert (ops(first), ops(second), ops(third)) == (["Add", "Relu"], ["Add", "Add"], ["Add"])
+    assert (names(first.graph.inputs), names(first.graph.outputs)) == (["x"], ["y"])
+    assert (names(second.graph.inputs), names(second.graph.outputs)) == (["y"], ["zy"])
+    assert (names(third.graph.inputs), names(third.graph.outputs)) == (["zy"], ["out"])
+
+
+def test_the_model_is_left_as_it_was(chain):
+    before = ir.to_onnx_text(chain)
+    split(chain, 12)
+    assert ir.to_onnx_text(chain) == before
+
+
+def run(model, feeds):
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(outputs, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True))
+
+
+@pytest.mark.parametrize("most_bytes", [30_000, 200_000, 10**9])
+def test_the_segments_of_a_unet_make_in_turn_what_the_whole_makes(tiny_bundles, most_bytes):
+    file = tiny_bundles["onnxruntime-fp32"] / "unet" / "model.onnx"
+    model = ir.load(file)
+    rng = np.random.default_rng(1)
+    feeds = {value.name: rng.standard_normal(value.shape.numpy(), np.float32) for value in model.graph.inputs}
+    expected = run(ir.from_proto(onnx.load(file)), feeds)["out_sample"]
+    segments = split(model, most_bytes)
+    for segment in segments:
+        weights = [value.const_value for value in segment.graph.initializers.values()]
+        largest = max((weight.nbytes for weight in weights), default=0)
+        assert sum(weight.nbytes for weight in weights) <= max(most_bytes, 2 * largest)
+        ir.external_data.load_to_model(segment)
+        feeds |= run(segment, feeds)
+    assert (len(segments) > 3) == (most_bytes < 10**6)
+    # whole or in parts the same operations run; fused otherwise at the seams, so not to the last bit
+    assert np.allclose(feeds["out_sample"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
