@@ -1,0 +1,235 @@
+"""Hoisting: the parts and the step together are the model, and the step is rid of what it need not do."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_ir.passes.common import ShapeInferencePass
+from onnx.reference import ReferenceEvaluator
+
+from outzoom.export.hoist import hoist
+from outzoom.runtime import OutzoomError
+
+PARTS = {"text": "c", "time": "t"}
+
+
+def model(text):
+    """The model of a graph in ONNX's text format, in which a name can hold no dot: "__" stands for it."""
+    made = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 21]> {text}')
+    for value in list(made.graph.initializers.values()):
+        value.name = value.name.replace("__", ".")
+    return made
+
+
+def operators(model):
+    return [node.op_type for node in model.graph]
+
+
+def signature(model):
+    return [v.name for v in model.graph.inputs], [v.name for v in model.graph.outputs]
+
+
+def weights(model):
+    return list(model.graph.initializers)
+
+
+def run(model, feeds):
+    evaluator = ReferenceEvaluator(ir.to_proto(model))
+    return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
+
+
+def run_hoisted(hoisted, feeds, parts=PARTS):
+    made = {}
+    for part, source in parts.items():
+        if part in hoisted.parts:
+            made |= run(hoisted.parts[part], {source: feeds[source]})
+    own = {value.name: feeds[value.name] for value in hoisted.step.graph.inputs if value.name not in made}
+    return run(hoisted.step, own | made)
+
+
+ATTENTION = """g (float[1,3,2] x, float[1] t, float[1,4,2] c) => (float[1,3,2] y)
+    <float[2,2] g__q__weight = {1,2,3,4}, float[2,2] g__k__weight = {5,6,7,8}, float[2,2] g__v__weight = {9,1,2,3},
+     float[1,2] g__time__weight = {1,-1}, float[1] half = {0.5}> {
+    a = Mul(t, half)
+    b = Mul(a, g__time__weight)
+    h = Add(x, b)
+    q = MatMul(h, g__q__weight)
+    ck = MatMul(c, g__k__weight)
+    kt = Transpose<perm = [0, 2, 1]>(ck)
+    ks = Mul(kt, half)
+    cv = MatMul(c, g__v__weight)
+    s = MatMul(q, ks)
+    p = Softmax<axis = -1>(s)
+    y = MatMul(p, cv)
+}"""
+
+
+def test_each_node_goes_where_its_inputs_are():
+    hoisted = hoist(model(ATTENTION), PARTS)
+    assert operators(hoisted.step) == ["Add", "MatMul", "MatMul", "Softmax", "MatMul"]
+    assert signature(hoisted.step) == (["x", "time", "k", "v"], ["y"])
+    assert weights(hoisted.step) == ["g.q.weight"]
+    text, time = hoisted.parts["text"], hoisted.parts["time"]
+    assert sorted(operators(text)) == ["MatMul", "MatMul", "Mul", "Transpose"]  # k leaves transposed and scaled
+    assert signature(text) == (["c"], ["k", "v"])
+    assert weights(text) == ["g.k.weight", "g.v.weight", "half"]
+    assert operators(time) == ["Mul", "Mul"]
+    assert signature(time) == (["t"], ["time"])
+    assert weights(time) == ["g.time.weight", "half"]  # on both sides
+    assert [v.shape.numpy() for v in hoisted.step.graph.inputs[1:]] == [(1, 2), (1, 2, 4), (1, 4, 2)]
+    assert {v.dtype for v in hoisted.step.graph.inputs} == {ir.DataType.FLOAT}
+
+
+def test_the_model_itself_is_not_changed():
+    given = model(ATTENTION)
+    before = ir.to_proto(given).SerializeToString()
+    hoist(given, PARTS)
+    assert ir.to_proto(given).SerializeToString() == before
+
+
+def test_the_same_model_is_split_the_same_every_time():
+    first, second = hoist(model(ATTENTION), PARTS), hoist(model(ATTENTION), PARTS)
+    for one, other in zip([first.step, *first.parts.values()], [second.step, *second.parts.values()], strict=True):
+        assert ir.to_proto(one).SerializeToString() == ir.to_proto(other).SerializeToString()
+
+
+def test_a_weight_is_handed_over_and_not_read():
+    def refuse():
+        raise AssertionError("a weight was read")
+
+    given = ShapeInferencePass()(model(ATTENTION)).model
+    for name, value in given.graph.initializers.items():
+        value.const_value = ir.LazyTensor(refuse, value.dtype, shape=value.shape, name=name)
+    hoisted = hoist(given, PARTS)
+    found = hoisted.parts["text"].graph.initializers["g.k.weight"].const_value
+    assert found is given.graph.initializers["g.k.weight"].const_value
+
+
+def test_a_repetition_stays_in_the_step_and_a_plain_transposition_leaves_it():
+    hoisted = hoist(
+        model("""g (float[2,2,3] x, float[3,2] c) => (float[2,2,3] y)
+            <int64[3] shape = {2, 2, 3}, int64[2] flat = {1, 6}, int64[1] axis = {0}> {
+            a = Exp(c)
+            b = Transpose<perm = [1, 0]>(a)
+            d = Unsqueeze(b, axis)
+            e = Expand(d, shape)
+            y = Add(x, e)
+        }"""),
+        {"text": "c"},
+    )
+    assert operators(hoisted.parts["text"]) == ["Exp", "Transpose", "Unsqueeze"]
+    assert operators(hoisted.step) == ["Expand", "Add"]
+    assert [v.shape.numpy() for v in hoisted.parts["text"].graph.outputs] == [(1, 2, 3)]
+
+
+def test_a_value_that_needs_both_inputs_stays():
+    hoisted = hoist(
+        model("""g (float[2] x, float[2] t, float[2] c) => (float[2] y) {
+            a = Exp(c)
+            b = Exp(t)
+            d = Mul(a, b)
+            e = Neg(d)
+            y = Add(x, e)
+        }"""),
+        PARTS,
+    )
+    assert operators(hoisted.step) == ["Mul", "Neg", "Add"]
+    assert signature(hoisted.step) == (["x", "text.0", "time.0"], ["y"])
+
+
+def test_an_input_that_the_step_reads_as_it_is_passes_through_its_part():
+    hoisted = hoist(model("g (float[2] x, float[2] c) => (float[2] y) { y = Add(x, c) }"), {"text": "c"})
+    assert operators(hoisted.parts["text"]) == ["Identity"]
+    assert signature(hoisted.parts["text"]) == (["c"], ["text.0"])
+    assert signature(hoisted.step) == (["x", "text.0"], ["y"])
+
+
+def test_an_output_of_the_model_stays_one_of_the_step():
+    hoisted = hoist(
+        model("""g (float[2] x, float[4] c) => (float[2] y, float[2] a) {
+            a, b = Split<num_outputs = 2>(c)
+            d = Add(a, b)
+            y = Add(x, d)
+        }"""),
+        {"text": "c"},
+    )
+    assert signature(hoisted.step) == (["x", "text.0", "text.1"], ["y", "a"])
+    feeds = {"x": np.float32([1, 2]), "c": np.float32([3, 4, 5, 6])}
+    assert run_hoisted(hoisted, feeds, {"text": "c"})["y"].tolist() == [9, 12]
+
+
+def test_what_a_subgraph_reads_counts_as_read():
+    hoisted = hoist(
+        model("""g (float[2] x, float[2] c, bool z) => (float[2] y) {
+            a = Exp(c)
+            y = If(z) <then_branch = yes () => (float[2] u) { u = Add(x, a) },
+                       else_branch = no () => (float[2] w) { w = Neg(x) }>
+        }"""),
+        {"text": "c"},
+    )
+    assert signature(hoisted.step) == (["x", "z", "text.0"], ["y"])
+    feeds = {"x": np.float32([1, 2]), "c": np.zeros(2, np.float32), "z": np.array(True)}
+    assert run_hoisted(hoisted, feeds, {"text": "c"})["y"].tolist() == [2, 3]
+
+
+def test_a_part_that_the_step_takes_nothing_from_is_left_out():
+    hoisted = hoist(model("g (float[2] x, float[2] c) => (float[2] y) { y = Neg(x) }"), {"text": "c"})
+    assert hoisted.parts == {}
+    assert signature(hoisted.step) == (["x"], ["y"])
+
+
+def test_a_shape_that_only_running_tells_is_refused():
+    given = model("g (float[2] x, float[2] c) => (float[2] y) { a = NonZero(c)\nb = Cast<to = 1>(a)\ny = Add(x, b) }")
+    with pytest.raises(OutzoomError, match="can't leave the step: its shape is"):
+        hoist(given, {"text": "c"})
+
+
+def test_an_input_that_is_not_there_is_named():
+    with pytest.raises(OutzoomError, match="'prompt'"):
+        hoist(model(ATTENTION), {"text": "prompt"})
+
+
+@st.composite
+def graphs(draw):
+    """A random graph over three inputs, a constant and a weight; every value is (2, 3)."""
+    lines = []
+    known = ["x", "t", "c", "g__l__weight", "k"]
+    for number in range(draw(st.integers(1, 12))):
+        name = f"n{number}"
+        first, second = draw(st.sampled_from(known)), draw(st.sampled_from(known))
+        how = draw(st.sampled_from(["Add", "Sub", "Max", "Neg", "Exp", "Twice", "Repeat", "Split"]))
+        if how in ("Add", "Sub", "Max"):
+            lines.append(f"{name} = {how}({first}, {second})")
+        elif how == "Twice":
+            lines += [f"{name}t = Transpose<perm = [1, 0]>({first})", f"{name} = Transpose<perm = [1, 0]>({name}t)"]
+        elif how == "Repeat":
+            lines += [f"{name}m = ReduceMean<keepdims = 1>({first})", f"{name} = Expand({name}m, size)"]
+        elif how == "Split":
+            lines.append(f"{name}a, {name}b = Split<axis = 1>({first}, widths)")
+            lines.append(f"{name} = Concat<axis = 1>({name}b, {name}a)")
+        else:
+            lines.append(f"{name}s = Tanh({first})\n{name} = {how}({name}s)")
+        known.append(name)
+    made = [name for name in known if name.startswith("n")]
+    outputs = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
+    head = ", ".join(f"float[2,3] {name}" for name in outputs)
+    return model(
+        f"""g (float[2,3] x, float[2,3] t, float[2,3] c) => ({head})
+        <float[2,3] g__l__weight = {{1,2,3,4,5,6}}, float[2,3] k = {{0,1,0,1,0,1}}, int64[2] size = {{2,3}},
+         int64[2] widths = {{1,2}}> {{ {chr(10).join(lines)} }}"""
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs(), st.integers(0, 2**32 - 1))
+def test_step_and_parts_together_are_the_model(given, seed):
+    rng = np.random.default_rng(seed)
+    feeds = {name: rng.standard_normal((2, 3), np.float32) for name in ("x", "t", "c")}
+    hoisted = hoist(given, PARTS)
+    expected, found = run(given, feeds), run_hoisted(hoisted, feeds)
+    assert list(found) == list(expected)
+    for name in expected:
+        assert np.array_equal(expected[name], found[name])  # the same operations in the same order: no tolerance
+    read = {value.name for value in hoisted.step.graph.inputs}
+    assert read <= {"x", *(value.name for part in hoisted.parts.values() for value in part.graph.outputs)}
