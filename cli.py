@@ -51,6 +51,9 @@ def export_all(
     target: Annotated[list[str] | None, typer.Option(metavar="NAME", help="what to build for; repeatable")] = None,
     recipe: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help="how; repeatable")] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="picture size; default: the checkpoint's own")] = "",
+    hoist: Annotated[
+        bool, typer.Option("--hoist/--no-hoist", help="take out of the UNet what no step changes, to run it once")
+    ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +72,7 @@ def export_all(
         opened = open_checkpoint(checkpoint)
         width, height = _parse_size(size) if size else (opened.native_side, opened.native_side)
         recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
-        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out)
+        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, width, height, out, hoist)
         progress.update(task, total=plan.stage_count)
 
         def on_stage(name: str) -> None:

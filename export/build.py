@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from ..compress.cast import cast_weights
 from ..runtime.backends import backend_for
 from ..runtime.bundle import (
     COMPONENTS,
+    HOISTED_INPUTS,
     MANIFEST_NAME,
     SCHEMA_VERSION,
     TOKENIZER_FOLDER,
@@ -39,6 +41,7 @@ from ..runtime.files import atomic_directory, check_replaceable, scratch_directo
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.tokenizer import ClipTokenizer
 from .checkpoint import Checkpoint
+from .hoist import hoist
 from .parity import probe, reference_output, tensor_psnr_db
 from .recipes import Recipe
 from .trace import trace
@@ -63,6 +66,7 @@ class Plan:
     width: int
     height: int
     out: Path
+    hoist: bool = False  # the UNet in three parts: see hoist.py
 
     def __post_init__(self) -> None:
         """Refuse now what would fail after hours of work, or on the device."""
@@ -82,7 +86,8 @@ class Plan:
     @property
     def stage_count(self) -> int:
         """How many times `build` calls `on_stage`."""
-        return len(COMPONENTS) + len(self.recipes) * (len(COMPONENTS) + len(self.targets) * (len(COMPONENTS) + 1))
+        engines = len(COMPONENTS) + self.hoist * len(HOISTED_INPUTS)
+        return len(COMPONENTS) + len(self.recipes) * (len(COMPONENTS) + len(self.targets) * (engines + 1))
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,10 @@ def build(plan: Plan, on_stage: Callable[[str], None]) -> Iterator[Bundle]:
             on_stage(f"{component}: run the checkpoint's module")
             probes[component] = _probe(plan, component)
         for recipe in plan.recipes:
-            models = {}
+            models: dict[str, OnnxModel] = {}
             for component in COMPONENTS:
                 on_stage(f"{component}: export to ONNX, {recipe.name}")
-                models[component] = _write_onnx(plan, component, recipe, scratch / recipe.name / component)
+                models |= _write_onnx(plan, component, recipe, scratch / recipe.name)
             for target in plan.targets:
                 yield _bundle(plan, target, recipe, models, probes, on_stage)
             shutil.rmtree(scratch / recipe.name)
@@ -139,8 +144,17 @@ class OnnxModel:
     parameters: int
 
 
-def _write_onnx(plan: Plan, component: str, recipe: Recipe, folder: Path) -> OnnxModel:
+def _write_onnx(plan: Plan, component: str, recipe: Recipe, folder: Path) -> dict[str, OnnxModel]:
+    """The component's model; of a hoisted UNet the parts before the step."""
     model = trace(plan.checkpoint, component, plan.width, plan.height)
+    if not (plan.hoist and component == "unet"):
+        return {component: _write_model(model, recipe, folder / component)}
+    hoisted = hoist(model, HOISTED_INPUTS)
+    parts = {**hoisted.parts, component: hoisted.step}
+    return {name: _write_model(part, recipe, folder / name) for name, part in parts.items()}
+
+
+def _write_model(model: ir.Model, recipe: Recipe, folder: Path) -> OnnxModel:
     weights = [value.const_value for value in model.graph.initializers.values()]
     parameters = sum(weight.size for weight in weights if weight is not None)
     if recipe.weights == "float16":
@@ -167,17 +181,34 @@ def _bundle(
 ) -> Bundle:
     path = plan.out / f"{target}-{recipe.name}"
     with atomic_directory(path, marker=MANIFEST_NAME) as root:
-        components = {}
+        components: dict[str, Component] = {}
+        made: dict[str, NDArray[Any]] = {}  # by the hoisted parts of the UNet, for its step
         for name, model in models.items():
             on_stage(f"{name}: compile for {target}, {recipe.name}")
-            components[name] = _component(root, name, target, recipe, model, probes[name])
+            probe = probes["unet"] if name in HOISTED_INPUTS else probes[name]
+            feeds = {spec.name: (probe.feeds | made)[spec.name] for spec in model.inputs}
+            expected = None if name in HOISTED_INPUTS else probe.output
+            components[name], outputs = _component(root, name, target, recipe, model, feeds, expected)
+            made |= outputs if name in HOISTED_INPUTS else {}
+        for name in components.keys() & HOISTED_INPUTS.keys():  # their parity is that of the whole
+            parity_db = components["unet"].parity_psnr_db
+            components[name] = msgspec.structs.replace(components[name], parity_psnr_db=parity_db)
         on_stage(f"write the bundle {path.name}")
         _copy_tokenizer(plan.checkpoint, root / TOKENIZER_FOLDER)
         write_manifest(root, _manifest(plan, target, recipe, components, root))
     return open_manifest(path, verify=False)
 
 
-def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxModel, probe: Probe) -> Component:
+def _component(
+    root: Path,
+    name: str,
+    target: str,
+    recipe: Recipe,
+    model: OnnxModel,
+    feeds: dict[str, NDArray[Any]],
+    expected: NDArray[Any] | None,
+) -> tuple[Component, dict[str, NDArray[Any]]]:
+    """The compiled component, its parity checked if it is known what to expect, and what it makes of the feeds."""
     backend = backend_for(target)
     engine = backend.compile(model.file, root / name)
     try:
@@ -185,22 +216,24 @@ def _component(root: Path, name: str, target: str, recipe: Recipe, model: OnnxMo
     except BundleError as error:
         raise OutzoomError(f"what was built can't be loaded: {error}", hint="please report this") from error
     try:
-        parity_db = tensor_psnr_db(probe.output, loaded.run(probe.feeds)[model.outputs[0].name])
+        outputs = loaded.run(feeds)
     finally:
         loaded.close()
+    parity_db = math.inf if expected is None else tensor_psnr_db(expected, outputs[model.outputs[0].name])
     if not parity_db >= recipe.min_psnr_db:
         raise OutzoomError(
             f"{name} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
             f"the recipe asks for {recipe.min_psnr_db:.1f}",
             hint="use a gentler recipe, or lower min_psnr_db in a recipe file of your own",
         )
-    return Component(
+    component = Component(
         engine=engine.relative_to(root).as_posix(),
         inputs=model.inputs,
         outputs=model.outputs,
         parameters=model.parameters,
         parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
     )
+    return component, outputs
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:

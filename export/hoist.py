@@ -16,7 +16,6 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from ..runtime.errors import OutzoomError
 
-UNET_PARTS = {"unet_text": "encoder_hidden_states", "unet_time": "timestep"}
 # Operators that only move or repeat the elements of their first input.
 MOVES = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 

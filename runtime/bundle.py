@@ -7,6 +7,7 @@ it), every size and every hash, before any engine is handed a file.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -98,8 +99,16 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
     tools: dict[str, str]
 
+    @property
+    def is_hoisted(self) -> bool:
+        """Whether the UNet comes in three parts."""
+        return any(name in self.components for name in HOISTED_INPUTS)
+
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+# What may be hoisted out of the UNet, by the input that it was made to depend on alone: run once for each prompt and
+# once for each timestep; "unet" is then the rest, and takes their outputs in place of these inputs.
+HOISTED_INPUTS = {"unet_text": "encoder_hidden_states", "unet_time": "timestep"}
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,26 @@ def _check_values(manifest: Manifest, root: Path) -> None:
     for (name, tensor), shape in _needed_shapes(manifest).items():
         found = manifest.components[name].input_shape(tensor)
         require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
+    if manifest.is_hoisted:
+        _check_hoisted(manifest.components, require)
+
+
+def _check_hoisted(components: dict[str, Component], require: Callable[[bool, str], None]) -> None:
+    """The UNet must take a sample and exactly what its hoisted parts make."""
+    missing = [name for name in HOISTED_INPUTS if name not in components]
+    require(not missing, f"unet_text and unet_time come together, but there is no {', '.join(missing)}")
+    made: list[TensorSpec] = []
+    for name, source in HOISTED_INPUTS.items():
+        inputs = [spec.name for spec in components[name].inputs]
+        require(inputs == [source], f"{name} must have the one input '{source}', not {inputs[:8]}")
+        made += components[name].outputs
+    taken = [spec for spec in components["unet"].inputs if spec.name != "sample"]
+    for whose, specs in (("what unet_text and unet_time make", made), ("what unet takes", taken)):
+        name, times = Counter(spec.name for spec in specs).most_common(1)[0] if specs else ("", 1)
+        require(times == 1, f"'{name}' is {times} times in {whose}")
+    for spec in sorted(set(made) ^ set(taken), key=lambda spec: spec.name):
+        cause = "unet does not take" if spec in made else "unet takes what unet_text and unet_time do not make:"
+        require(False, f"{cause} '{spec.name}' {spec.shape} {spec.dtype}")
 
 
 def _needed_shapes(manifest: Manifest) -> dict[tuple[str, str], tuple[int, ...]]:

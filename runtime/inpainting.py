@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Array, Engine, backend_for
-from .bundle import REBUILD, Bundle
+from .bundle import HOISTED_INPUTS, REBUILD, Bundle
 from .errors import BundleError, UserError
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .tokenizer import ClipTokenizer
 
 Latents = NDArray[np.float32]
 Picture = NDArray[np.uint8]
+Feeds = dict[str, Array]
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 MAX_GUIDANCE = 100.0
+PROMPTS_KEPT = 4  # of SD2, a prompt's keys and values are 8 MB
+TIMESTEPS_KEPT = 256  # and a timestep's projections 80 kB
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -47,7 +52,7 @@ class Painting:
 
 
 class Inpainting:
-    """The four engines of a bundle, loaded when first needed, chained into the inpainting pipeline.
+    """The engines of a bundle, loaded when first needed, chained into the inpainting pipeline.
 
     Source: Rombach et al. 2022 (latent diffusion, inpainting by concatenation of mask and masked latents);
     Ho and Salimans 2022 (classifier-free guidance).
@@ -61,6 +66,8 @@ class Inpainting:
         self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
         self._engines: dict[str, Engine] = {}
         self._contexts: dict[str, NDArray[Any]] = {}
+        self._texts: dict[str, Feeds] = {}
+        self._times: dict[float, Feeds] = {}
 
     def engine(self, component: str) -> Engine:
         """The engine of a component, loaded on first use."""
@@ -71,9 +78,13 @@ class Inpainting:
         return self._engines[component]
 
     def _run(self, component: str, feeds: Mapping[str, Array], output: str) -> Array:
+        return self._run_all(component, feeds, [output])[output]
+
+    def _run_all(self, component: str, feeds: Mapping[str, Array], outputs: Iterable[str]) -> Feeds:
         engine = self.engine(component)
         try:
-            return engine.run(feeds)[output]
+            made = engine.run(feeds)
+            return {name: made[name] for name in outputs}
         except MemoryError:
             raise
         except Exception as error:  # each package raises types of its own
@@ -82,23 +93,49 @@ class Inpainting:
 
     def close(self) -> None:
         """Unload the engines; the next use loads them again."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        self._unload(*self._engines)
+
+    def _unload(self, *components: str) -> None:
+        for component in components:
+            if (engine := self._engines.pop(component, None)) is not None:
+                engine.close()
 
     def encode_prompt(self, prompt: str) -> NDArray[Any]:
         """The text encoder's output for a prompt, (1, tokens, width); remembered for the next time."""
-        if prompt not in self._contexts:
-            limit = self._tokenizer.max_tokens - 2
-            if (count := self._tokenizer.count(prompt)) > limit:
-                warnings.warn(
-                    f"the prompt has {count} tokens, the model takes {limit}: the last {count - limit} are left out",
-                    PromptTruncatedWarning,
-                    stacklevel=2,
-                )
-            ids = self._tokenizer.encode(prompt)
-            self._contexts[prompt] = self._run("text_encoder", {"input_ids": ids}, "last_hidden_state")
-        return self._contexts[prompt]
+        if prompt in self._contexts:
+            return self._contexts[prompt]
+        limit = self._tokenizer.max_tokens - 2
+        if (count := self._tokenizer.count(prompt)) > limit:
+            warnings.warn(
+                f"the prompt has {count} tokens, the model takes {limit}: the last {count - limit} are left out",
+                PromptTruncatedWarning,
+                stacklevel=2,
+            )
+        feeds = {"input_ids": self._tokenizer.encode(prompt)}
+        return _remember(self._contexts, prompt, self._run("text_encoder", feeds, "last_hidden_state"), PROMPTS_KEPT)
+
+    def text_feeds(self, prompt: str) -> Feeds:
+        """What the UNet takes for a prompt, by input; of a hoisted UNet remembered for the next time."""
+        if prompt in self._texts:
+            return self._texts[prompt]
+        feeds = {HOISTED_INPUTS["unet_text"]: self.encode_prompt(prompt)}
+        if not self.bundle.manifest.is_hoisted:
+            return feeds
+        return _remember(self._texts, prompt, self._run_part("unet_text", feeds), PROMPTS_KEPT)
+
+    def time_feeds(self, timestep: float) -> Feeds:
+        """What the UNet takes for a timestep, by input; of a hoisted UNet remembered for the next time."""
+        if timestep in self._times:
+            return self._times[timestep]
+        feeds = {HOISTED_INPUTS["unet_time"]: np.array([timestep], np.float32)}
+        if not self.bundle.manifest.is_hoisted:
+            return feeds
+        return _remember(self._times, timestep, self._run_part("unet_time", feeds), TIMESTEPS_KEPT)
+
+    def _run_part(self, component: str, feeds: Feeds) -> Feeds:
+        return self._run_all(
+            component, feeds, [spec.name for spec in self.bundle.manifest.components[component].outputs]
+        )
 
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
         """Scaled latents of an image (1, 3, h, w) in -1..1; the distribution's mean, or a sample with `noise`."""
@@ -145,37 +182,28 @@ class Inpainting:
         known = np.where(mask[..., None], np.float32(0), picture.astype(np.float32) / 127.5 - 1)
         known_latents = self.encode_image(known.transpose(2, 0, 1)[None].astype(np.float32), image_noise)
         extra = np.concatenate([latent_mask(mask, self.bundle.manifest.vae_scale_factor), known_latents], axis=1)
+        prompts = [prompt, painting.negative_prompt] if painting.guidance > 1 else [prompt]
+        texts = [self.text_feeds(words) for words in prompts]
+        times = [self.time_feeds(float(timestep)) for timestep in scheduler.timesteps]
+        self._unload(*HOISTED_INPUTS)  # what they made is kept; their weights need not be
         fresh = np.random.default_rng((painting.seed, index, 1))
-        for call in range(len(scheduler.timesteps)):
-            output = self._predict(scheduler, call, latents, extra, prompt, painting)
+        for call, time in enumerate(times):
+            sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
+            output = self._predict(sample, texts, time, painting.guidance)
             more = fresh.standard_normal(latents.shape, np.float32) if scheduler.needs_noise else None
             latents = scheduler.step(output, call, latents, more)
             if on_step:
                 on_step()
         return self.decode(latents)
 
-    def _predict(
-        self,
-        scheduler: Scheduler,
-        call: int,
-        latents: Latents,
-        extra: Latents,
-        prompt: str,
-        painting: Painting,
-    ) -> Latents:
-        sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
-        timestep = scheduler.timesteps[call : call + 1].astype(np.float32)
-
-        def predict(words: str) -> Latents:
-            context = self.encode_prompt(words)
-            feeds = {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}
-            return self._run("unet", feeds, "out_sample")
-
-        conditional = predict(prompt)
-        if painting.guidance <= 1:
+    def _predict(self, sample: Latents, texts: Sequence[Feeds], time: Feeds, guidance: float) -> Latents:
+        """With one text its prediction, with two the first one's, guided away from the second one's."""
+        conditional, *unconditional = (
+            self._run("unet", {"sample": sample, **text, **time}, "out_sample") for text in texts
+        )
+        if not unconditional:
             return conditional
-        unconditional = predict(painting.negative_prompt)
-        return unconditional + np.float32(painting.guidance) * (conditional - unconditional)
+        return unconditional[0] + np.float32(guidance) * (conditional - unconditional[0])
 
 
 def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:
@@ -183,3 +211,11 @@ def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:
     height, width = mask.shape
     cells = mask.reshape(1, 1, height // cell, cell, width // cell, cell).max(axis=(3, 5))
     return np.asarray(cells, np.float32)
+
+
+def _remember(memory: dict[Key, Made], key: Key, made: Made, limit: int) -> Made:
+    """Keep what was made, and forget the oldest of more than `limit`."""
+    memory[key] = made
+    if len(memory) > limit:
+        del memory[next(iter(memory))]
+    return made

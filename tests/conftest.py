@@ -54,13 +54,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-def build_bundles(checkpoint: Path, out: Path, targets: list[str], recipes: list[str]) -> dict[str, Path]:
+def build_bundles(
+    checkpoint: Path, out: Path, targets: list[str], recipes: list[str], hoist: bool = False
+) -> dict[str, Path]:
     """The bundles of a checkpoint at its own size, by '<target>-<recipe>'."""
     from outzoom.export import Plan, build, open_checkpoint, read_recipe
 
     opened = open_checkpoint(checkpoint)
     side = opened.native_side
-    plan = Plan(opened, tuple(targets), tuple(read_recipe(r) for r in recipes), side, side, out)
+    plan = Plan(opened, tuple(targets), tuple(read_recipe(r) for r in recipes), side, side, out, hoist)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
         return {bundle.path.name: bundle.path for bundle in build(plan, lambda stage: None)}
@@ -71,6 +73,13 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
     """Bundles of the tiny checkpoint: both targets in fp32."""
     out = tmp_path_factory.mktemp("tiny-bundles")
     return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"])
+
+
+@pytest.fixture(scope="session")
+def hoisted_bundles(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
+    """The same, but with the UNet in three parts."""
+    out = tmp_path_factory.mktemp("hoisted-bundles")
+    return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"], hoist=True)
 
 
 @pytest.fixture(scope="session")
