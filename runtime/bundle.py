@@ -49,7 +49,8 @@ class Component(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
-    parity_psnr_db: float | None = None  # against the diffusers module in fp32; None: equal to the last bit
+    # Against the diffusers module in fp32, of a hoisted UNet's parts that of the whole; None: equal to the last bit.
+    parity_psnr_db: float | None = None
 
     def input_shape(self, name: str) -> tuple[int, ...]:
         """The static shape of the input called `name`; raises BundleError when there is none."""

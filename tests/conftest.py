@@ -65,7 +65,10 @@ def build_bundles(
     plan = Plan(opened, tuple(targets), tuple(read_recipe(r) for r in recipes), side, side, out, hoist)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
-        return {bundle.path.name: bundle.path for bundle in build(plan, lambda stage: None)}
+        stages: list[str] = []
+        bundles = {bundle.path.name: bundle.path for bundle in build(plan, stages.append)}
+    assert len(stages) == plan.stage_count
+    return bundles
 
 
 @pytest.fixture(scope="session")

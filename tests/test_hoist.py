@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
+from outzoom.benchmarks.hoisting import HoistingResult, measure_hoisting
 from outzoom.export import open_checkpoint
 from outzoom.export.components import load_part
 from outzoom.export.hoist import hoist
 from outzoom.export.parity import tensor_psnr_db
 from outzoom.export.trace import trace
-from outzoom.runtime import OutzoomError, Painting, Zoom, open_manifest
+from outzoom.runtime import OutzoomError, Painting, UserError, Zoom, open_manifest
 from outzoom.runtime.bundle import HOISTED_INPUTS
 from outzoom.runtime.inpainting import PROMPTS_KEPT, TIMESTEPS_KEPT, Inpainting
 
@@ -229,7 +231,7 @@ def graphs(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(graphs(), st.integers(0, 2**32 - 1))
 def test_step_and_parts_together_are_the_model(given, seed):
     rng = np.random.default_rng(seed)
@@ -368,3 +370,21 @@ def test_the_parts_are_unloaded_while_the_step_runs(hoisted_bundles):
     inpainting = Inpainting(open_manifest(hoisted_bundles[TARGETS[0]]))
     paint(inpainting)
     assert inpainting._engines.keys() == {"vae_encoder", "text_encoder", "unet", "vae_decoder"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_measurement_of_hoisting_runs_and_says_what_it_measured(tiny_bundles, hoisted_bundles, target):
+    result = measure_hoisting(tiny_bundles[target], hoisted_bundles[target], 3, 1, 1, 1)
+    assert (result.plain.step.latency.run_count, len(result.plain.peak_rss_bytes)) == (3, 1)
+    assert result.largest_difference_fraction < 1e-4  # float32, summed in another order
+    parameters = [result.hoisted.step.parameters, *(part.parameters for part in result.parts.values())]
+    assert result.hoisted.step.parameters < result.plain.step.parameters
+    assert sum(parameters) == pytest.approx(result.plain.step.parameters, rel=0.001)  # small constants are shared
+    assert msgspec.json.decode(msgspec.json.encode(result), type=HoistingResult) == result
+
+
+def test_bundles_that_differ_in_more_than_hoisting_are_not_compared(tiny_bundles, hoisted_bundles):
+    with pytest.raises(UserError, match="must be a plain bundle"):
+        measure_hoisting(hoisted_bundles[TARGETS[0]], tiny_bundles[TARGETS[0]])
+    with pytest.raises(UserError, match="differ in target"):
+        measure_hoisting(tiny_bundles[TARGETS[0]], hoisted_bundles[TARGETS[1]])
