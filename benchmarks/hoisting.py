@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -90,28 +91,15 @@ def measure_hoisting(
     plain_peaks, hoisted_peaks = zip(*peaks, strict=True)
     cpu = CpuShare()
     feeds = _feeds(bundles[0])
-    parts: dict[str, EngineResult] = {}
-    made: Feeds = {}
-    for name, source in HOISTED_INPUTS.items():
-        engine = _load(bundles[1], name)
-        given = {source: feeds[source]}
-        made |= engine.run(given)
-        parts[name] = _engine_result(bundles[1], name, [_timed_ms(engine, given) for _ in range(rounds)])
-        engine.close()
-    engines = [_load(bundle, "unet") for bundle in bundles]
-    step_feeds = [feeds, {"sample": feeds["sample"], **made}]
-    outputs = [engine.run(given)["out_sample"] for engine, given in zip(engines, step_feeds, strict=True)]
-    samples_ms: list[list[float]] = [[], []]
-    for number in range(warm_ups + rounds):
-        for side in (0, 1) if number % 2 else (1, 0):  # neither is always the first
-            elapsed_ms = _timed_ms(engines[side], step_feeds[side])
-            if number >= warm_ups:
-                samples_ms[side].append(elapsed_ms)
-    p10, ratio, p90 = np.percentile(np.divide(samples_ms[1], samples_ms[0]), (10, 50, 90))
+    parts, made = _run_parts(bundles[1], feeds, rounds)
+    step_feeds = (feeds, {"sample": feeds["sample"], **made})
+    samples_ms, difference_fraction = _run_steps(bundles, step_feeds, rounds, warm_ups)
+    other_cpu_fraction = cpu.of_others()
     sides = [
         SideResult(printable(bundle.path.name), _engine_result(bundle, "unet", samples), tuple(found))
         for bundle, samples, found in zip(bundles, samples_ms, (plain_peaks, hoisted_peaks), strict=True)
     ]
+    p10, ratio, p90 = np.percentile(np.divide(samples_ms[1], samples_ms[0]), (10, 50, 90))
     manifest = bundles[0].manifest
     return HoistingResult(
         schema_version=SCHEMA_VERSION,
@@ -135,9 +123,36 @@ def measure_hoisting(
         step_ratio_p90=round(float(p90), 4),
         peak_rss_ratio=round(float(np.median(hoisted_peaks) / np.median(plain_peaks)), 4),
         step_size_ratio=round(sides[1].step.size_bytes / sides[0].step.size_bytes, 4),
-        largest_difference_fraction=float(abs(outputs[0] - outputs[1]).max() / abs(outputs[0]).max()),
-        other_cpu_fraction=cpu.of_others(),
+        largest_difference_fraction=difference_fraction,
+        other_cpu_fraction=other_cpu_fraction,
     )
+
+
+def _run_parts(hoisted: Bundle, feeds: Feeds, rounds: int) -> tuple[dict[str, EngineResult], Feeds]:
+    """What the hoisted parts cost, each loaded alone, and what they make."""
+    parts, made = {}, Feeds()
+    for name, source in HOISTED_INPUTS.items():
+        engine = _load(hoisted, name)
+        given = {source: feeds[source]}
+        made |= engine.run(given)
+        parts[name] = _engine_result(hoisted, name, [_timed_ms(engine, given) for _ in range(rounds)])
+        engine.close()
+    return parts, made
+
+
+def _run_steps(
+    bundles: Sequence[Bundle], feeds: Sequence[Feeds], rounds: int, warm_ups: int
+) -> tuple[list[list[float]], float]:
+    """Milliseconds of each bundle's step in each round, and by how much their outputs differ at most."""
+    engines = [_load(bundle, "unet") for bundle in bundles]
+    plain, hoisted = (engine.run(given)["out_sample"] for engine, given in zip(engines, feeds, strict=True))
+    samples_ms: list[list[float]] = [[], []]
+    for number in range(warm_ups + rounds):
+        for side in (0, 1) if number % 2 else (1, 0):  # neither is always the first
+            elapsed_ms = _timed_ms(engines[side], feeds[side])
+            if number >= warm_ups:
+                samples_ms[side].append(elapsed_ms)
+    return samples_ms, float(abs(plain - hoisted).max() / abs(plain).max())
 
 
 def _check_pair(plain: Bundle, hoisted: Bundle) -> None:
