@@ -65,6 +65,10 @@ def export_all(
         list[str] | None, typer.Option(metavar="WxH", help="picture size; repeatable; default: the checkpoint's own")
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="pictures in one UNet call: 2 does guidance in one")] = 1,
+    hoist: Annotated[
+        bool, typer.Option("--hoist/--no-hoist", help="take out of the UNet what no step changes, to run it once")
+    ] = False,
+    interop: Annotated[bool, typer.Option("--interop", help="make bundles that optimum's pipelines open too")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
     jobs: Annotated[int, typer.Option(metavar="N", help="stages at a time, each a process")] = DEFAULT_JOBS,
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help="results of stages; default: OUT/.cache")] = None,
@@ -85,7 +89,9 @@ def export_all(
         opened = open_checkpoint(checkpoint, config, on_download)
         sizes = tuple(_parse_size(text) for text in size or []) or ((opened.native_side, opened.native_side),)
         recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
-        plan = Plan(opened, tuple(target or ["onnxruntime"]), recipes, Shapes(sizes, batch), out, jobs, cache)
+        targets = tuple(target or ["onnxruntime"])
+        shapes = Shapes(sizes, 2 if interop else batch)
+        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, interop)
         progress.update(task, description="plan", completed=0, total=plan.stage_count)
 
         def on_event(kind: str, text: str) -> None:

@@ -58,7 +58,9 @@ def measure_bundle(
     command += ["--settings", to_json(settings).decode(), "--spawned-at", repr(time.monotonic())]
     with (
         (work / "stderr.txt").open("w+b") as log,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=_env()) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=child_env()
+        ) as process,
     ):
         try:
             last = _listen(process, on_progress)
@@ -90,7 +92,7 @@ def measure_runtime_import(runs: int = IMPORT_RUNS) -> RuntimeImport:
     )
     times_ms, growths_bytes = [], []
     for _ in range(1 + runs):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=_env())
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=child_env())
         if done.returncode != 0:
             raise OutzoomError(
                 f"a fresh Python can't import outzoom.runtime: {_last_line(done.stderr)}",
@@ -102,7 +104,7 @@ def measure_runtime_import(runs: int = IMPORT_RUNS) -> RuntimeImport:
     return RuntimeImport(Latency.of(times_ms[1:]), sorted(growths_bytes[1:])[runs // 2])
 
 
-def _env() -> dict[str, str]:
+def child_env() -> dict[str, str]:
     """This environment, with no module taken from the current folder (Python 3.11 and up heed it)."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
 

@@ -46,6 +46,7 @@ from ..runtime.tokenizer import ClipTokenizer
 from . import stages, work
 from .checkpoint import PART_OF, Checkpoint
 from .hashes import HashMemory, code_sha256
+from .interop import write_interop_files
 from .layout import TOKENIZER_FILES
 from .recipes import Recipe
 from .shapes import Shapes, exported_shapes, probe_shapes
@@ -67,6 +68,8 @@ class Plan:
     out: Path
     jobs: int = 1
     cache: Path | None = None  # where the results of stages are; by default in `out`
+    hoist: bool = False  # the UNet in three parts: see hoist.py
+    interop: bool = False  # with the files by which optimum's pipelines open it: see interop.py
 
     def __post_init__(self) -> None:
         """Refuse now what would fail after hours of work, or on the device."""
@@ -83,6 +86,15 @@ class Plan:
         for target in self.targets:
             for recipe in self.recipes:
                 check_replaceable(self.out / f"{target}-{recipe.name}", MANIFEST_NAME)
+        if self.interop and (self.hoist or self.shapes.batch == 1):
+            raise UserError(
+                "optimum's pipelines take the UNet whole, and do guidance in one call of it",
+                hint="with --interop, give --batch 2 and leave out --hoist",
+            )
+        if self.hoist and self.shapes.batch > 1:
+            raise UserError(
+                "a hoisted UNet takes one picture at a time, and batch 2 is asked for", hint="leave one out"
+            )
         self.shapes.check(self.checkpoint)
         _check_tokenizer(self.checkpoint)
         scheduler = _scheduler_config(self.checkpoint)
@@ -142,6 +154,7 @@ class BundlePlan:
         tokenizer = {name: sha256_of(file) for name, file in _tokenizer_files(checkpoint).items()}
         parts: list[Any] = [[stage.key for stage in self.engines.values()], tokenizer, _scheduler_config(checkpoint)]
         parts += [SCHEMA_VERSION, checkpoint.name, shapes.sizes, shapes.batch, checkpoint.config("vae")]
+        parts += [self.plan.interop]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[: stages.KEY_DIGITS]
 
     def up_to_date(self) -> Bundle | None:
@@ -162,6 +175,7 @@ class BundlePlan:
         made_by = {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
         weights = {"weights": plan.source_sha256}
         ours = {"checkpoint": checkpoint, "component": component}
+        hoisted = plan.hoist and component == "unet"
 
         traced = Stage(
             f"{component}: export the graph", work.trace_component,
@@ -173,7 +187,8 @@ class BundlePlan:
         )  # fmt: skip
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {"recipe": recipe, **weights}, {**ours, "recipe": self.recipe}, (traced,),
+            {"recipe": recipe, "hoisted": hoisted, **weights},
+            {**ours, "recipe": self.recipe, "hoisted": hoisted}, (traced,),
         )  # fmt: skip
         return Stage(
             f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
@@ -258,22 +273,21 @@ def _pack(bundle: BundlePlan) -> Bundle:
     """Put the engines together: they get a second name in the bundle, nothing is copied."""
     plan = bundle.plan
     with atomic_directory(bundle.path, marker=MANIFEST_NAME) as root:
-        described = {}
-        for component, stage in bundle.engines.items():
-            folder = stage.folder(plan.cache_folder)
-            described[component] = work.read_engine(folder)
-            (root / component).mkdir()
-            for name in described[component].files:
-                target = root / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(folder / work.ENGINE_FOLDER / Path(name).relative_to(component), target)
+        components: dict[str, Component] = {}
+        files: dict[str, FileEntry] = {}
+        for stage in bundle.engines.values():
+            described = work.read_engine(stage.folder(plan.cache_folder))
+            components |= described.components
+            files |= described.files
+            for name in described.files:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(stage.folder(plan.cache_folder) / name, root / name)
         (root / TOKENIZER_FOLDER).mkdir()
         for name, file in _tokenizer_files(plan.checkpoint).items():
             shutil.copyfile(file, root / TOKENIZER_FOLDER / name)
-        files = {f"{TOKENIZER_FOLDER}/{name}": entry for name, entry in describe_files(root / TOKENIZER_FOLDER).items()}
-        for engine in described.values():
-            files |= engine.files
-        components = {name: engine.component for name, engine in described.items()}
+        if plan.interop:
+            write_interop_files(plan.checkpoint, root)
+        files |= describe_files(root, but=files)
         write_manifest(root, _manifest(bundle, components, files))
     return open_manifest(bundle.path, verify=False)
 

@@ -7,17 +7,18 @@ The packages that they need are imported where they are used: the process that p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from ..runtime.backends import backend_for
-from ..runtime.bundle import Component, FileEntry, TensorSpec, describe_files
+from ..runtime.backends import Array, backend_for
+from ..runtime.bundle import HOISTED_INPUTS, Component, FileEntry, TensorSpec, describe_files
 from ..runtime.errors import BundleError, OutzoomError, UserError
 from ..runtime.files import link_or_copy
 from .checkpoint import PART_OF, Checkpoint
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 DESCRIPTION = "description.json"
-ENGINE_FOLDER = "engine"
 OUTPUT = "output of the module"
 
 Sides = Sequence[Mapping[str, int]]
@@ -45,9 +45,9 @@ class OnnxDescription(msgspec.Struct, frozen=True):
 
 
 class EngineDescription(msgspec.Struct, frozen=True):
-    """A compiled component and the files in its folder, named relative to it."""
+    """Compiled components, and the files of each in the folder of its name."""
 
-    component: Component
+    components: dict[str, Component]
     files: dict[str, FileEntry]
 
 
@@ -71,52 +71,68 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
         np.savez(folder / f"{index}.npz", **arrays)
 
 
-def write_onnx(folder: Path, traced: Path, *, checkpoint: Checkpoint, component: str, recipe: Recipe) -> None:
-    """The ONNX model of a component with its weights, compressed as the recipe says."""
-    import onnx_ir as ir
+def write_onnx(
+    folder: Path, traced: Path, *, checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool
+) -> None:
+    """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    from ..compress.cast import cast_weights
+    A hoisted UNet comes in three, each after those whose outputs it takes.
+    """
+    from .hoist import hoist
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
-    parameters = sum(weight.size for v in model.graph.initializers.values() if (weight := v.const_value) is not None)
+    models = {component: model}
+    if hoisted:
+        split = hoist(model, HOISTED_INPUTS)
+        models = {**split.parts, component: split.step}
+    described = {name: _write_model(model, recipe, folder / name) for name, model in models.items()}
+    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
+
+
+def _write_model(model: ir.Model, recipe: Recipe, folder: Path) -> OnnxDescription:
+    import onnx_ir as ir
+
+    from ..compress.cast import cast_weights
+
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    parameters = sum(weight.size for weight in weights if weight is not None)
     if recipe.weights == "float16":
         model = cast_weights(model)
+    folder.mkdir()
     ir.save(model, folder / MODEL, external_data=WEIGHTS)
     inputs, outputs = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
-    description = OnnxDescription(inputs, outputs, parameters)
-    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(description))
+    return OnnxDescription(inputs, outputs, parameters)
 
 
 def compile_engine(
     folder: Path, onnx: Path, references: Path, *, component: str, target: str, recipe: Recipe, sides: Sides
 ) -> None:
-    """The engine of a component for a target, refused if it is not as near to the module as the recipe asks.
+    """The engines of a component for a target, refused if they are not as near to the module as the recipe asks.
 
     `sides` are the numbers of the open dimensions for each of the references.
     """
-    described = msgspec.json.decode((onnx / DESCRIPTION).read_bytes(), type=OnnxDescription)
-    engine = backend_for(target).compile(onnx / MODEL, folder / ENGINE_FOLDER)
-    parts = _parts(onnx, engine, target, described.inputs, folder)
-    parity_db = min(
-        _parity_db(parts, file, target, recipe.compute, numbers)
-        for file, numbers in zip(sorted(references.glob("*.npz")), sides, strict=True)
-    )
+    described = msgspec.json.decode((onnx / DESCRIPTION).read_bytes(), type=dict[str, OnnxDescription])
+    engines = {name: backend_for(target).compile(onnx / name / MODEL, folder / name) for name in described}
+    parity_db = _parity_db(_parts(onnx, engines, described, target, folder), references, target, recipe.compute, sides)
     if not parity_db >= recipe.min_psnr_db:
         raise OutzoomError(
             f"{component} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
             f"the recipe asks for {recipe.min_psnr_db:.1f}",
             hint="use a gentler recipe, or lower min_psnr_db in a recipe file of your own",
         )
-    found = Component(
-        engine=f"{component}/{engine.relative_to(folder / ENGINE_FOLDER).as_posix()}",
-        inputs=described.inputs,
-        outputs=described.outputs,
-        parameters=described.parameters,
-        parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
-    )
-    files = {f"{component}/{name}": entry for name, entry in describe_files(folder / ENGINE_FOLDER).items()}
-    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(EngineDescription(found, files)))
+    components = {
+        name: Component(
+            engine=engines[name].relative_to(folder).as_posix(),
+            inputs=model.inputs,
+            outputs=model.outputs,
+            parameters=model.parameters,
+            parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
+        )
+        for name, model in described.items()
+    }
+    files = {f"{name}/{file}": entry for name in described for file, entry in describe_files(folder / name).items()}
+    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(EngineDescription(components, files)))
 
 
 def read_engine(folder: Path) -> EngineDescription:
@@ -133,46 +149,57 @@ class Part:
     inputs: tuple[TensorSpec, ...] = ()  # whose open dimensions are set when it is loaded
 
 
-def _parts(onnx: Path, engine: Path, target: str, inputs: tuple[TensorSpec, ...], folder: Path) -> list[Part]:
-    """The engine itself; or, when its weights are many, engines of the same graph's segments, for less memory."""
+def _parts(
+    onnx: Path, engines: dict[str, Path], described: dict[str, OnnxDescription], target: str, folder: Path
+) -> Iterator[Part]:
+    """The engines in turn; or, for one with many weights, engines of its graph's segments, each gone after its use."""
     import onnx_ir as ir
 
     from .segments import split
 
-    segments = split(ir.load(onnx / MODEL))
-    if len(segments) == 1:
-        return [Part(engine, tuple(spec.name for spec in inputs), inputs)]
-    parts = []
-    for index, segment in enumerate(segments):
-        source = folder / "segments" / str(index)
-        source.mkdir(parents=True)
-        link_or_copy(onnx / WEIGHTS, source / WEIGHTS)
-        ir.save(segment, source / MODEL)
-        compiled = backend_for(target).compile(source / MODEL, source / ENGINE_FOLDER)
-        parts.append(Part(compiled, tuple(str(value.name) for value in segment.graph.inputs)))
-    return parts
+    for name, engine in engines.items():
+        segments = split(ir.load(onnx / name / MODEL))
+        if len(segments) == 1:
+            inputs = described[name].inputs
+            yield Part(engine, tuple(spec.name for spec in inputs), inputs)
+            continue
+        for segment in segments:
+            with TemporaryDirectory(dir=folder) as scratch:
+                source = Path(scratch)
+                link_or_copy(onnx / name / WEIGHTS, source / WEIGHTS)
+                ir.save(segment, source / MODEL)
+                compiled = backend_for(target).compile(source / MODEL, source / "engine")
+                yield Part(compiled, tuple(str(value.name) for value in segment.graph.inputs))
 
 
-def _parity_db(parts: list[Part], reference: Path, target: str, compute: str, sides: Mapping[str, int]) -> float:
-    """The PSNR of what the parts make, one after another, against what the module made of the same inputs."""
+def _parity_db(parts: Iterable[Part], references: Path, target: str, compute: str, sides: Sides) -> float:
+    """The lowest PSNR of what the parts make, one after another, against what the module made of the same inputs."""
     from .parity import tensor_psnr_db
 
-    with np.load(reference, allow_pickle=False) as stored:
-        values = dict(stored)
-    expected = values.pop(OUTPUT)
-    made = {}
+    probes: list[dict[str, Array]] = []
+    for file in sorted(references.glob("*.npz")):
+        with np.load(file, allow_pickle=False) as stored:
+            probes.append(dict(stored))
+    made: list[dict[str, Array]] = [{}] * len(probes)
     for part in parts:
-        try:
-            engine = backend_for(target).load(part.engine, compute, part.inputs, sides)
-        except BundleError as error:
-            raise OutzoomError(f"what was built can't be loaded: {error}", hint="please report this") from error
-        try:
-            made = engine.run({name: values[name] for name in part.feeds})
-        finally:
-            engine.close()
-        values |= made
-    (output,) = made.values()
-    return tensor_psnr_db(expected, output)
+        for index, (values, numbers) in enumerate(zip(probes, sides, strict=True)):
+            made[index] = _run(part, values, target, compute, numbers)
+            values |= made[index]
+    outputs = [output for last in made for output in last.values()]
+    return min(tensor_psnr_db(values[OUTPUT], output) for values, output in zip(probes, outputs, strict=True))
+
+
+def _run(
+    part: Part, values: Mapping[str, Array], target: str, compute: str, sides: Mapping[str, int]
+) -> dict[str, Array]:
+    try:
+        engine = backend_for(target).load(part.engine, compute, part.inputs, sides)
+    except BundleError as error:
+        raise OutzoomError(f"what was built can't be loaded: {error}", hint="please report this") from error
+    try:
+        return engine.run({name: values[name] for name in part.feeds})
+    finally:
+        engine.close()
 
 
 def _spec(value: ir.Value) -> TensorSpec:

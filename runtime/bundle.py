@@ -7,7 +7,8 @@ it), every size and every hash, before any engine is handed a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -50,7 +51,8 @@ class Component(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
-    parity_psnr_db: float | None = None  # against the diffusers module in fp32; None: equal to the last bit
+    # Against the diffusers module in fp32, of a hoisted UNet's parts that of the whole; None: equal to the last bit.
+    parity_psnr_db: float | None = None
 
     def input_shape(self, name: str) -> tuple[Dimension, ...]:
         """The shape of the input called `name`; raises BundleError when there is none."""
@@ -116,8 +118,16 @@ class Manifest(msgspec.Struct, frozen=True):
     tools: dict[str, str]
     build: BuildInfo
 
+    @property
+    def is_hoisted(self) -> bool:
+        """Whether the UNet comes in three parts."""
+        return any(name in self.components for name in HOISTED_INPUTS)
+
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+# What may be hoisted out of the UNet, by the input that it was made to depend on alone: run once for each prompt and
+# once for each timestep; "unet" is then the rest, and takes their outputs in place of these inputs.
+HOISTED_INPUTS = {"unet_text": "encoder_hidden_states", "unet_time": "timestep"}
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,26 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             found = resolve(manifest.components[name].input_shape(tensor), numbers)
             shape = resolve(needed, numbers)
             require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
+    if manifest.is_hoisted:
+        _check_hoisted(manifest.components, require)
+
+
+def _check_hoisted(components: dict[str, Component], require: Callable[[bool, str], None]) -> None:
+    """The UNet must take a sample and exactly what its hoisted parts make."""
+    missing = [name for name in HOISTED_INPUTS if name not in components]
+    require(not missing, f"unet_text and unet_time come together, but there is no {', '.join(missing)}")
+    made: list[TensorSpec] = []
+    for name, source in HOISTED_INPUTS.items():
+        inputs = [spec.name for spec in components[name].inputs]
+        require(inputs == [source], f"{name} must have the one input '{source}', not {inputs[:8]}")
+        made += components[name].outputs
+    taken = [spec for spec in components["unet"].inputs if spec.name != "sample"]
+    for whose, specs in (("what unet_text and unet_time make", made), ("what unet takes", taken)):
+        name, times = Counter(spec.name for spec in specs).most_common(1)[0] if specs else ("", 1)
+        require(times == 1, f"'{name}' is {times} times in {whose}")
+    for spec in sorted(set(made) ^ set(taken), key=lambda spec: spec.name):
+        cause = "unet does not take" if spec in made else "unet takes what unet_text and unet_time do not make:"
+        require(False, f"{cause} '{spec.name}' {spec.shape} {spec.dtype}")
 
 
 def _largest(manifest: Manifest) -> dict[str, int]:
@@ -292,10 +322,11 @@ def _check_unlisted(root: Path, manifest: Manifest) -> None:
                 raise BundleError(f"bundle '{root}' holds a file that it does not list: '{name}'", hint="remove it")
 
 
-def describe_files(root: Path) -> dict[str, FileEntry]:
-    """Size and hash of every file under `root` except the manifest, for writing one."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST_NAME)
-    return {p.relative_to(root).as_posix(): FileEntry(p.stat().st_size, sha256_of(p)) for p in files}
+def describe_files(root: Path, but: Container[str] = ()) -> dict[str, FileEntry]:
+    """Size and hash of every file under `root` except the manifest and those known already, for writing one."""
+    files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
+    new = {name: p for name, p in files.items() if name != MANIFEST_NAME and name not in but}
+    return {name: FileEntry(p.stat().st_size, sha256_of(p)) for name, p in new.items()}
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Array, Engine, backend_for
-from .bundle import REBUILD, Bundle
+from .bundle import HOISTED_INPUTS, REBUILD, Bundle
 from .errors import BundleError, UserError
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .shapes import Size, dimensions, resolve
@@ -19,7 +19,12 @@ from .tokenizer import ClipTokenizer
 
 Latents = NDArray[np.float32]
 Picture = NDArray[np.uint8]
+Feeds = dict[str, Array]
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 MAX_GUIDANCE = 100.0
+PROMPTS_KEPT = 4  # of SD2, a prompt's keys and values are 8 MB
+TIMESTEPS_KEPT = 256  # and a timestep's projections 80 kB
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -48,7 +53,7 @@ class Painting:
 
 
 class Inpainting:
-    """The four engines of a bundle, loaded when first needed, chained into the inpainting pipeline.
+    """The engines of a bundle, loaded when first needed, chained into the inpainting pipeline.
 
     Source: Rombach et al. 2022 (latent diffusion, inpainting by concatenation of mask and masked latents);
     Ho and Salimans 2022 (classifier-free guidance).
@@ -63,6 +68,8 @@ class Inpainting:
         self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
         self._engines: dict[tuple[str, int], Engine] = {}
         self._contexts: dict[str, NDArray[Any]] = {}
+        self._texts: dict[str, Feeds] = {}
+        self._times: dict[float, Feeds] = {}
 
     def engine(self, component: str, batch: int = 1) -> Engine:
         """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
@@ -75,9 +82,13 @@ class Inpainting:
         return self._engines[component, batch]
 
     def _run(self, component: str, feeds: Mapping[str, Array], output: str, batch: int = 1) -> Array:
+        return self._run_all(component, feeds, [output], batch)[output]
+
+    def _run_all(self, component: str, feeds: Mapping[str, Array], outputs: Iterable[str], batch: int = 1) -> Feeds:
         engine = self.engine(component, batch)
         try:
-            return engine.run(feeds)[output]
+            made = engine.run(feeds)
+            return {name: made[name] for name in outputs}
         except MemoryError:
             raise
         except Exception as error:  # each package raises types of its own
@@ -86,23 +97,48 @@ class Inpainting:
 
     def close(self) -> None:
         """Unload the engines; the next use loads them again."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        self._unload({component for component, _ in self._engines})
+
+    def _unload(self, components: Collection[str]) -> None:
+        for key in [key for key in self._engines if key[0] in components]:
+            self._engines.pop(key).close()
 
     def encode_prompt(self, prompt: str) -> NDArray[Any]:
         """The text encoder's output for a prompt, (1, tokens, width); remembered for the next time."""
-        if prompt not in self._contexts:
-            limit = self._tokenizer.max_tokens - 2
-            if (count := self._tokenizer.count(prompt)) > limit:
-                warnings.warn(
-                    f"the prompt has {count} tokens, the model takes {limit}: the last {count - limit} are left out",
-                    PromptTruncatedWarning,
-                    stacklevel=2,
-                )
-            ids = self._tokenizer.encode(prompt)
-            self._contexts[prompt] = self._run("text_encoder", {"input_ids": ids}, "last_hidden_state")
-        return self._contexts[prompt]
+        if prompt in self._contexts:
+            return self._contexts[prompt]
+        limit = self._tokenizer.max_tokens - 2
+        if (count := self._tokenizer.count(prompt)) > limit:
+            warnings.warn(
+                f"the prompt has {count} tokens, the model takes {limit}: the last {count - limit} are left out",
+                PromptTruncatedWarning,
+                stacklevel=2,
+            )
+        feeds = {"input_ids": self._tokenizer.encode(prompt)}
+        return _remember(self._contexts, prompt, self._run("text_encoder", feeds, "last_hidden_state"), PROMPTS_KEPT)
+
+    def text_feeds(self, prompt: str) -> Feeds:
+        """What the UNet takes for a prompt, by input; of a hoisted UNet remembered for the next time."""
+        if prompt in self._texts:
+            return self._texts[prompt]
+        feeds = {HOISTED_INPUTS["unet_text"]: self.encode_prompt(prompt)}
+        if not self.bundle.manifest.is_hoisted:
+            return feeds
+        return _remember(self._texts, prompt, self._run_part("unet_text", feeds), PROMPTS_KEPT)
+
+    def time_feeds(self, timestep: float) -> Feeds:
+        """What the UNet takes for a timestep, by input; of a hoisted UNet remembered for the next time."""
+        if timestep in self._times:
+            return self._times[timestep]
+        feeds = {HOISTED_INPUTS["unet_time"]: np.array([timestep], np.float32)}
+        if not self.bundle.manifest.is_hoisted:
+            return feeds
+        return _remember(self._times, timestep, self._run_part("unet_time", feeds), TIMESTEPS_KEPT)
+
+    def _run_part(self, component: str, feeds: Feeds) -> Feeds:
+        return self._run_all(
+            component, feeds, [spec.name for spec in self.bundle.manifest.components[component].outputs]
+        )
 
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
         """Scaled latents of an image (1, 3, h, w) in -1..1; the distribution's mean, or a sample with `noise`."""
@@ -149,42 +185,34 @@ class Inpainting:
         known = np.where(mask[..., None], np.float32(0), picture.astype(np.float32) / 127.5 - 1)
         known_latents = self.encode_image(known.transpose(2, 0, 1)[None].astype(np.float32), image_noise)
         extra = np.concatenate([latent_mask(mask, self.bundle.manifest.vae_scale_factor), known_latents], axis=1)
+        prompts = [prompt, painting.negative_prompt] if painting.guidance > 1 else [prompt]
+        texts = [self.text_feeds(words) for words in prompts]
+        times = [self.time_feeds(float(timestep)) for timestep in scheduler.timesteps]
+        self._unload(HOISTED_INPUTS)  # what they made is kept; their weights need not be
         fresh = np.random.default_rng((painting.seed, index, 1))
-        for call in range(len(scheduler.timesteps)):
-            output = self._predict(scheduler, call, latents, extra, prompt, painting)
+        for call, time in enumerate(times):
+            sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
+            output = self._predict(sample, texts, time, painting.guidance)
             more = fresh.standard_normal(latents.shape, np.float32) if scheduler.needs_noise else None
             latents = scheduler.step(output, call, latents, more)
             if on_step:
                 on_step()
         return self.decode(latents)
 
-    def _predict(
-        self,
-        scheduler: Scheduler,
-        call: int,
-        latents: Latents,
-        extra: Latents,
-        prompt: str,
-        painting: Painting,
-    ) -> Latents:
-        sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
-        timestep = scheduler.timesteps[call : call + 1].astype(np.float32)
-
-        def predict(*prompts: str) -> Latents:
-            feeds = {
-                "sample": np.repeat(sample, len(prompts), axis=0),
-                "timestep": timestep,
-                "encoder_hidden_states": np.concatenate([self.encode_prompt(words) for words in prompts]),
-            }
-            return self._run("unet", feeds, "out_sample", batch=len(prompts))
-
-        if painting.guidance <= 1:
-            return predict(prompt)
-        if self.bundle.manifest.batch == 2:
-            conditional, unconditional = np.split(predict(prompt, painting.negative_prompt), 2)
+    def _predict(self, sample: Latents, texts: Sequence[Feeds], time: Feeds, guidance: float) -> Latents:
+        """With one text its prediction, with two the first one's, guided away from the second one's."""
+        if len(texts) == 2 and self.bundle.manifest.batch == 2:
+            both = {name: np.concatenate([text[name] for text in texts]) for name in texts[0]}
+            feeds = {"sample": np.repeat(sample, 2, axis=0), **both, **time}
+            conditional, *unconditional = np.split(self._run("unet", feeds, "out_sample", batch=2), 2)
         else:
-            conditional, unconditional = predict(prompt), predict(painting.negative_prompt)
-        return unconditional + np.float32(painting.guidance) * (conditional - unconditional)
+            conditional, *unconditional = (
+                self._run("unet", {"sample": sample, **text, **time}, "out_sample") for text in texts
+            )
+        if not unconditional:
+            return conditional
+        guided: Latents = unconditional[0] + np.float32(guidance) * (conditional - unconditional[0])
+        return guided
 
 
 def _chosen(size: Size | None, sizes: tuple[Size, ...]) -> Size:
@@ -199,3 +227,11 @@ def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:
     height, width = mask.shape
     cells = mask.reshape(1, 1, height // cell, cell, width // cell, cell).max(axis=(3, 5))
     return np.asarray(cells, np.float32)
+
+
+def _remember(memory: dict[Key, Made], key: Key, made: Made, limit: int) -> Made:
+    """Keep what was made, and forget the oldest of more than `limit`."""
+    memory[key] = made
+    if len(memory) > limit:
+        del memory[next(iter(memory))]
+    return made

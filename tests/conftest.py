@@ -83,11 +83,11 @@ def build_bundles(stage_cache):
     """Builds bundles of a checkpoint, at its own size unless told others: a function that gives them by name."""
     from outzoom.export import Plan, Shapes, build, open_checkpoint, read_recipe
 
-    def build_bundles(checkpoint, out, targets, recipes, sizes=(), batch=1):
+    def build_bundles(checkpoint, out, targets, recipes, sizes=(), batch=1, hoist=False):
         opened = open_checkpoint(checkpoint)
         shapes = Shapes(tuple(sizes) or ((opened.native_side, opened.native_side),), batch)
         recipes = tuple(read_recipe(name) for name in recipes)
-        plan = Plan(opened, tuple(targets), recipes, shapes, out, jobs=2, cache=stage_cache)
+        plan = Plan(opened, tuple(targets), recipes, shapes, out, jobs=2, cache=stage_cache, hoist=hoist)
         return {bundle.path.name: bundle.path for bundle in build(plan)}
 
     return build_bundles
@@ -98,6 +98,13 @@ def tiny_bundles(tiny_checkpoint, tmp_path_factory, build_bundles) -> dict[str, 
     """Bundles of the tiny checkpoint: both targets in fp32."""
     out = tmp_path_factory.mktemp("tiny-bundles")
     return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"])
+
+
+@pytest.fixture(scope="session")
+def hoisted_bundles(tiny_checkpoint, tmp_path_factory, build_bundles) -> dict[str, Path]:
+    """The same, but with the UNet in three parts."""
+    out = tmp_path_factory.mktemp("hoisted-bundles")
+    return build_bundles(tiny_checkpoint, out, ["onnxruntime", "openvino-cpu"], ["fp32"], hoist=True)
 
 
 @pytest.fixture(scope="session")

@@ -177,6 +177,100 @@ def test_a_missing_component_or_input_is_named(bundle):
     assert_refused(bundle, "vae_decoder/model.onnx", "no input 'latent_sample'")
 
 
+@pytest.fixture
+def hoisted(hoisted_bundles, tmp_path) -> Path:
+    """A copy of a bundle with the UNet in three parts, to break."""
+    return Path(shutil.copytree(hoisted_bundles["onnxruntime-fp32"], tmp_path / "hoisted"))
+
+
+def test_a_hoisted_unet_takes_what_its_parts_make(hoisted):
+    components = open_manifest(hoisted).manifest.components
+    made = [spec for part in ("unet_text", "unet_time") for spec in components[part].outputs]
+    assert {spec.name for spec in components["unet"].inputs} == {"sample", *(spec.name for spec in made)}
+
+
+@pytest.mark.parametrize("part", ["unet_text", "unet_time"])
+def test_one_part_of_a_hoisted_unet_without_the_other_is_refused(hoisted, part):
+    manifest = manifest_of(hoisted)
+    del manifest["components"][part]
+    write(hoisted, manifest)
+    assert_refused(hoisted, "come together", f"there is no {part}")
+
+
+def change_shape(components):
+    components["unet_text"]["outputs"][0]["shape"][1] += 1
+
+
+def change_dtype(components):
+    components["unet_time"]["outputs"][0]["dtype"] = "float16"
+
+
+def drop_output(components):
+    del components["unet_text"]["outputs"][0]
+
+
+def drop_all_outputs(components):
+    components["unet_text"]["outputs"] = components["unet_time"]["outputs"] = []
+
+
+def drop_input(components):
+    components["unet"]["inputs"] = [spec for spec in components["unet"]["inputs"] if spec["name"] == "sample"]
+
+
+def take_the_prompt_too(components):
+    components["unet"]["inputs"] += components["unet_text"]["inputs"]
+
+
+def make_twice(components):
+    components["unet_time"]["outputs"].append(components["unet_text"]["outputs"][0])
+
+
+def take_twice(components):
+    components["unet"]["inputs"].append(components["unet"]["inputs"][1])
+
+
+def need_another_input(components):
+    components["unet_text"]["inputs"].append(components["unet_time"]["inputs"][0])
+
+
+def need_no_input(components):
+    components["unet_time"]["inputs"] = []
+
+
+def unlist_engine(components):
+    components["unet_text"]["engine"] = "../unet_text/model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_shape, ["attn2.to_k"]),
+        (change_dtype, ["float16"]),
+        (drop_output, ["unet takes what unet_text and unet_time do not make", "attn2.to_k"]),
+        (drop_all_outputs, ["do not make"]),
+        (drop_input, ["unet does not take"]),
+        (take_the_prompt_too, ["do not make", "encoder_hidden_states"]),
+        (make_twice, ["is 2 times in what unet_text and unet_time make"]),
+        (take_twice, ["is 2 times in what unet takes"]),
+        (need_another_input, ["unet_text must have the one input 'encoder_hidden_states'"]),
+        (need_no_input, ["unet_time must have the one input 'timestep'"]),
+        (unlist_engine, ["engine of unet_text", "not a listed file"]),
+    ],
+)
+def test_parts_of_a_hoisted_unet_that_do_not_fit_are_refused(hoisted, damage, words):
+    manifest = manifest_of(hoisted)
+    damage(manifest["components"])
+    write(hoisted, manifest)
+    assert_refused(hoisted, *words)
+
+
+def test_a_hoisted_part_that_is_not_what_the_manifest_says_is_a_damaged_bundle(hoisted):
+    for name in ("model.onnx", "model.onnx.data"):
+        shutil.copyfile(hoisted / "unet_text" / name, hoisted / "unet_time" / name)
+    rehash(hoisted)
+    assert_refused(hoisted, "engine of unet_time does not run as the manifest says", use=zoom_a_little)
+
+
 def test_an_engine_that_is_not_listed_is_refused(bundle):
     manifest = manifest_of(bundle)
     manifest["components"]["unet"]["engine"] = "unet/other.onnx"
