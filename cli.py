@@ -15,9 +15,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from . import __version__
 from .runtime import Bundle, open_manifest
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
 from .runtime.shapes import Size, parse_size
+
+if TYPE_CHECKING:
+    from .export import Estimate
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -72,6 +75,7 @@ def export_all(
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
     jobs: Annotated[int, typer.Option(metavar="N", help="stages at a time, each a process")] = DEFAULT_JOBS,
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help="results of stages; default: OUT/.cache")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and what it takes")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, apply each recipe, compile for each target: one bundle each."""
@@ -81,7 +85,7 @@ def export_all(
     started = time.perf_counter()
     with _progress() as progress:
         task = progress.add_task("read the checkpoint", total=None)
-        from .export import Plan, Shapes, build, open_checkpoint, read_recipe
+        from .export import Plan, Shapes, build, check_disk, estimate, open_checkpoint, read_recipe
 
         def on_download(done_bytes: int, total_bytes: int) -> None:
             progress.update(task, description="download, MB", completed=done_bytes // 10**6, total=total_bytes // 10**6)
@@ -93,6 +97,8 @@ def export_all(
         shapes = Shapes(sizes, 2 if interop else batch)
         plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, interop)
         progress.update(task, description="plan", completed=0, total=plan.stage_count)
+        expected = estimate(plan)
+        check_disk(plan, expected.disk_bytes)
 
         def on_event(kind: str, text: str) -> None:
             if kind == "start":
@@ -102,7 +108,10 @@ def export_all(
                 if text:
                     progress.console.print(text, highlight=False)
 
-        bundles = list(build(plan, on_event))
+        bundles = [] if dry_run else list(build(plan, on_event))
+    if dry_run:
+        _show(as_json, asdict(expected), lambda: _print_estimate(expected))
+        return
     seconds = time.perf_counter() - started
     _show(
         as_json,
@@ -303,6 +312,18 @@ def _print_bundles(bundles: list[Bundle], seconds: float) -> None:
         row = (f"{parities['unet']:.1f} dB", f"{parities[worst]:.1f} dB ({worst})")
         table.add_row(str(bundle.path), _megabytes(bundle.size_bytes), *row)
     out_console.print(table)
+
+
+def _print_estimate(expected: Estimate) -> None:
+    for name in expected.stages:
+        out_console.print(name)
+    out_console.print(
+        f"{len(expected.stages)} stages to run, about {expected.seconds:.0f} s; "
+        f"{_megabytes(expected.disk_bytes)} of disk while it builds, {_megabytes(expected.kept_bytes)} kept; "
+        f"{_megabytes(expected.peak_memory_bytes)} of memory"
+        if expected.stages
+        else "everything is up to date"
+    )
 
 
 def _print_components(bundle: Bundle) -> None:

@@ -41,7 +41,7 @@ def _packages() -> dict[str, dict[str, str | None]]:
         name = requirement.split("[")[0].strip()
         for operator in "<>=!~ ":
             name = name.split(operator)[0]
-        if extra in ("all", "dev") or name == "outzoom" or "python_version" in marker:
+        if extra in ("all", "dev") or name == "outzoom" or "python_version" in marker or "sys_platform" in marker:
             continue
         found.setdefault(extra, {})[name] = _version(name)
     return found

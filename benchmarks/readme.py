@@ -31,8 +31,8 @@ def demo_quality(result: dict[str, Any]) -> str:
         "",
         "The seam ratio is the mean step between pixels across the edge over that elsewhere. The right caption "
         f"gives the lower error than a wrong one in {share['right_caption_beats_wrong_guided']:.0%} of the scenes, the "
-        f"painted border than edge replication in {share['painted_beats_edge_replication']:.0%}, what the model expects "
-        f"(1 step) in {share['one_step_beats_edge_replication']:.0%}. The VAE alone reproduces these scenes at "
+        f"painted border than edge replication in {share['painted_beats_edge_replication']:.0%}, what the model "
+        f"expects (1 step) in {share['one_step_beats_edge_replication']:.0%}. The VAE alone reproduces these scenes at "
         f"{_with_error(result['vae_round_trip_psnr_db'], 1)} dB.",
     ]
     return "\n".join(lines)
@@ -72,6 +72,39 @@ def demo_bench(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def full_size(result: dict[str, Any]) -> str:
+    """What the full-size model costs to build and to run; from outzoom.benchmarks.full_size."""
+    lines = [
+        f"Stable Diffusion 2 inpainting at full size (866M-parameter UNet, random weights in float16), 512x512; "
+        f"{result['machine']}, {result['cores']} cores:",
+        "",
+        "| | wall, s | peak memory of any process, GiB |",
+        "|---|---|---|",
+    ]
+    rows = {
+        "ONNX of all four components": "onnx_export",
+        "`export-all --target openvino-cpu --recipe fp16`": "build_openvino-cpu",
+        "`optimum-cli export openvino --weight-format fp16`": "optimum_openvino",
+        "`export-all --target onnxruntime --recipe fp16`, after the other": "build_onnxruntime",
+    }
+    for name, key in rows.items():
+        if key in result:
+            memory = result[key]["peak_rss_bytes_of_any_process"] / 2**30
+            lines.append(f"| {name} | {result[key]['wall_seconds']:.0f} | {memory:.2f} |")
+    built = result["build_openvino-cpu"]
+    parity = ", ".join(f"{name} {value:.1f}" for name, value in built["parity_psnr_db"].items())
+    lines += ["", f"With nothing to do it takes {built['rebuild_wall_seconds']:.1f} s. Parity, dB: {parity}."]
+    for key in ("zoom_openvino-cpu", "zoom_onnxruntime"):
+        if key in result:
+            zoom = result[key]
+            call, bare = zoom["unet_call_seconds"], zoom["bare_unet_call_seconds"]
+            lines += [
+                f"A UNet call in the zoom on {key.removeprefix('zoom_')} takes {call['median']:.2f} s "
+                f"({call['p10']:.2f}-{call['p90']:.2f}), the bare engine {bare['median']:.2f} s."
+            ]
+    return "\n".join(lines)
+
+
 def _with_error(value: dict[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f} ± {value['standard_error']:.{digits}f}"
 
@@ -79,6 +112,7 @@ def _with_error(value: dict[str, float], digits: int) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo-bench": ("demo-bench.json", demo_bench),
     "demo-quality": ("demo-quality.json", demo_quality),
+    "full-size": ("full-size.json", full_size),
 }
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 MIN_ELEMENTS = 1024  # biases, norms and constants of the graph stay exact: their size is nothing
 FLOAT16_MAX = 65504.0
+STORED_AS = "stored as"  # the metadata key of a tensor that says in which type a checkpoint has it
 
 
 def cast_weights(model: ir.Model) -> ir.Model:
@@ -21,7 +22,7 @@ def cast_weights(model: ir.Model) -> ir.Model:
         weight = value.const_value
         if weight is None or weight.dtype != ir.DataType.FLOAT or weight.size < MIN_ELEMENTS or len(weight.shape) < 2:
             continue
-        if not abs(weight.numpy()).max() <= FLOAT16_MAX:
+        if weight.metadata_props.get(STORED_AS) != "F16" and not abs(weight.numpy()).max() <= FLOAT16_MAX:
             continue
         half = f"{name}.float16"
         shape = ir.Shape(weight.shape.numpy())

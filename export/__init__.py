@@ -1,8 +1,22 @@
-"""From a checkpoint to bundles: `open_checkpoint`, `read_recipe`, `Plan`, `build`."""
+"""From a checkpoint to bundles: `open_checkpoint`, `read_recipe`, `Plan`, `estimate`, `build`."""
 
-from .build import Plan, build
+from .build import build
 from .checkpoint import Checkpoint, open_checkpoint
+from .estimate import Estimate, check_disk, estimate
+from .plan import Plan
 from .recipes import Recipe, known_recipes, read_recipe
 from .shapes import Shapes
 
-__all__ = ["Checkpoint", "Plan", "Recipe", "Shapes", "build", "known_recipes", "open_checkpoint", "read_recipe"]
+__all__ = [
+    "Checkpoint",
+    "Estimate",
+    "Plan",
+    "Recipe",
+    "Shapes",
+    "build",
+    "check_disk",
+    "estimate",
+    "known_recipes",
+    "open_checkpoint",
+    "read_recipe",
+]

@@ -17,6 +17,7 @@ import torch
 from onnxscript import optimizer
 from torch.export import Dim
 
+from ..compress.cast import STORED_AS
 from ..runtime.shapes import dimensions, resolve
 from .checkpoint import PART_OF, Checkpoint
 from .components import COMPONENT_SPECS, empty_part, find_weight
@@ -113,7 +114,7 @@ def _open_sides(checkpoint: Checkpoint) -> dict[str, Any]:
 def _lazy(name: str, shape: tuple[int, ...], stored: StoredTensor) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(stored.float32().reshape(shape), name=name),
-        ir.DataType.FLOAT, shape=ir.Shape(shape), name=name,
+        ir.DataType.FLOAT, shape=ir.Shape(shape), name=name, metadata_props={STORED_AS: stored.dtype},
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _fold_weight_transposes(model: ir.Model) -> None:
             sizes = weight.shape.numpy()
             shape = ir.Shape([sizes[axis] for axis in permutation])
             read = partial(_transposed, weight, permutation, name)
-            lazy = ir.LazyTensor(read, weight.dtype, shape=shape, name=name)
+            lazy = ir.LazyTensor(read, weight.dtype, shape=shape, name=name, metadata_props=dict(weight.metadata_props))
             folded = ir.Value(name=name, shape=shape, type=ir.TensorType(weight.dtype), const_value=lazy)
             model.graph.register_initializer(folded)
         ir.convenience.replace_all_uses_with(node.outputs[0], model.graph.initializers[name])

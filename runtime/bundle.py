@@ -267,9 +267,10 @@ def _check_hoisted(components: dict[str, Component], require: Callable[[bool, st
     for whose, specs in (("what unet_text and unet_time make", made), ("what unet takes", taken)):
         name, times = Counter(spec.name for spec in specs).most_common(1)[0] if specs else ("", 1)
         require(times == 1, f"'{name}' is {times} times in {whose}")
-    for spec in sorted(set(made) ^ set(taken), key=lambda spec: spec.name):
-        cause = "unet does not take" if spec in made else "unet takes what unet_text and unet_time do not make:"
-        require(False, f"{cause} '{spec.name}' {spec.shape} {spec.dtype}")
+    for spec in sorted(set(made) - set(taken), key=lambda spec: spec.name):
+        require(False, f"unet does not take '{spec.name}' {spec.shape} {spec.dtype}, which is made for it")
+    for spec in sorted(set(taken) - set(made), key=lambda spec: spec.name):
+        require(False, f"unet takes what unet_text and unet_time do not make: '{spec.name}' {spec.shape} {spec.dtype}")
 
 
 def _largest(manifest: Manifest) -> dict[str, int]:

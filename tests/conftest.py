@@ -83,11 +83,11 @@ def build_bundles(stage_cache):
     """Builds bundles of a checkpoint, at its own size unless told others: a function that gives them by name."""
     from outzoom.export import Plan, Shapes, build, open_checkpoint, read_recipe
 
-    def build_bundles(checkpoint, out, targets, recipes, sizes=(), batch=1, hoist=False):
+    def build_bundles(checkpoint, out, targets, recipes, sizes=(), batch=1, **options):
         opened = open_checkpoint(checkpoint)
         shapes = Shapes(tuple(sizes) or ((opened.native_side, opened.native_side),), batch)
         recipes = tuple(read_recipe(name) for name in recipes)
-        plan = Plan(opened, tuple(targets), recipes, shapes, out, jobs=2, cache=stage_cache, hoist=hoist)
+        plan = Plan(opened, tuple(targets), recipes, shapes, out, jobs=2, cache=stage_cache, **options)
         return {bundle.path.name: bundle.path for bundle in build(plan)}
 
     return build_bundles

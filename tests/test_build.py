@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from outzoom.export import Plan, Recipe, Shapes, open_checkpoint, read_recipe
+from outzoom.export import Plan, Recipe, Shapes, check_disk, estimate, open_checkpoint, read_recipe
 from outzoom.export import build as build_all
 from outzoom.export.parity import reference_output, tensor_psnr_db
 from outzoom.runtime import OutzoomError, UserError, open_bundle, open_manifest
@@ -293,6 +293,16 @@ def export_all(checkpoint, out):
     return [sys.executable, "-m", "outzoom", "export-all", str(checkpoint), "--out", str(out), "--json"]
 
 
+def in_a_small_filesystem(folder, size, command):
+    """The finished command, run with `folder` on a disk of that size; it prints what is left half-made there."""
+    mount = f"mount -t tmpfs -o size={size} none {folder}"
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:
+        pytest.skip("user namespaces are not available, so no small filesystem can be made")
+    script = f'{mount} && "$@"; code=$?; find {folder} -name ".partial*" -o -name bundle.json; exit $code'
+    command = ["unshare", "-Urm", "sh", "-c", script, "-", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
 @posix_only
 def test_sigint_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_path):
     child = subprocess.Popen(
@@ -313,17 +323,43 @@ def test_sigint_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_
 
 
 @posix_only
-def test_a_full_disk_in_the_middle_of_export_all_leaves_nothing(tiny_checkpoint, tmp_path):
-    mount = f"mount -t tmpfs -o size=3m none {tmp_path}"
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:
-        pytest.skip("user namespaces are not available, so no small filesystem can be made")
-    script = f'{mount} && "$@"; code=$?; find {tmp_path} -name ".partial*" -o -name bundle.json; exit $code'
-    command = ["unshare", "-Urm", "sh", "-c", script, "-", *export_all(tiny_checkpoint, tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    result, *left = done.stdout.splitlines()
-    assert "the disk is full" in json.loads(result)["error"]["message"]
-    assert left == []
+def test_too_little_disk_is_refused_before_the_work(tiny_checkpoint, tmp_path):
+    done = in_a_small_filesystem(tmp_path, "1m", export_all(tiny_checkpoint, tmp_path))
+    assert done.returncode == 2, done.stderr
+    (result,) = done.stdout.splitlines()
+    assert "the build needs about" in json.loads(result)["error"]["message"]
+
+
+@posix_only
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_made(tiny_checkpoint, tmp_path):
+    script = f"""
+from pathlib import Path
+from outzoom.export import Plan, Shapes, build, open_checkpoint, read_recipe
+if __name__ == "__main__":
+    checkpoint, out = open_checkpoint({str(tiny_checkpoint)!r}), Path({str(tmp_path)!r})
+    list(build(Plan(checkpoint, ("onnxruntime",), (read_recipe("fp32"),), Shapes(((64, 64),)), out)))
+"""
+    done = in_a_small_filesystem(tmp_path, "3m", [sys.executable, "-c", script])
+    assert done.returncode == 1
+    assert "OutzoomError: the disk is full" in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_estimate_says_what_is_still_to_be_done(plan, make):
+    planned = plan(*TARGETS, recipes=["fp16"], out="estimated")
+    before = estimate(planned)
+    assert len(before.stages) >= 12  # ONNX and two engines of each component; traces may be there from other tests
+    list(build_all(planned))
+    bundles = sum(open_manifest(bundle.path).size_bytes for bundle in planned.bundles)
+    assert before.kept_bytes == pytest.approx(bundles, rel=0.5)  # of a tiny model, graphs are much
+    assert before.disk_bytes > before.kept_bytes
+    after = estimate(planned)
+    assert (after.stages, after.seconds, after.disk_bytes, after.peak_memory_bytes) == ((), 0, 0, 0)
+
+
+def test_more_than_is_free_is_refused(plan):
+    with pytest.raises(UserError, match=r"needs about 1000000000\.00 GB .* GB are free"):
+        check_disk(plan(), 10**18)
 
 
 def test_a_failed_write_of_openvino_is_an_os_error(tiny_bundles, tmp_path):

@@ -244,8 +244,8 @@ def unlist_engine(components):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (change_shape, ["attn2.to_k"]),
-        (change_dtype, ["float16"]),
+        (change_shape, ["unet does not take", "attn2.to_k"]),
+        (change_dtype, ["unet does not take", "float16"]),
         (drop_output, ["unet takes what unet_text and unet_time do not make", "attn2.to_k"]),
         (drop_all_outputs, ["do not make"]),
         (drop_input, ["unet does not take"]),

@@ -324,6 +324,18 @@ def test_export_all_builds_and_inspect_shows(run, run_json, tiny_checkpoint, tmp
         assert name in out
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, run_json, tiny_checkpoint, tmp_path):
+    arguments = ["export-all", tiny_checkpoint, "--recipe", "fp16", "--out", "planned", "--dry-run"]
+    code, result, _ = run_json(*arguments)
+    assert code == 0
+    assert len(result["stages"]) == 16
+    assert result["seconds"] > 0 and result["disk_bytes"] > result["kept_bytes"] > 0
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "unet: compile for onnxruntime, fp16" in out and "16 stages to run" in out
+    assert not list(tmp_path.glob("planned/*-*"))
+
+
 def test_inspect_says_what_is_in_the_bundle(run_json, bundle):
     code, shown, err = run_json("inspect", bundle)
     assert (code, err) == (0, "")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class OpenVino:
             ov.save_model(model, engine, compress_to_fp16=False)
         except RuntimeError as error:  # a full disk, for one; its streams do not tell
             raise OSError(f"OpenVINO can't write '{engine}': {error}") from error
+        _mark_compressed_weights(engine)
         return engine
 
     def load(
@@ -78,3 +80,23 @@ class OpenVino:
     def version(self) -> str:
         """The installed version."""
         return str(_package().__version__)
+
+
+def _mark_compressed_weights(file: Path) -> None:
+    """Tell the IR that the conversion of a float16 weight is its decompression.
+
+    Unmarked, OpenVINO makes every weight float32 when it loads the model and only then what it computes in: of the
+    full-size UNet that took 5.7 GB in place of 3.5, and 14 s in place of 3.5.
+    """
+    tree = ElementTree.parse(file)
+    layers = {layer.get("id"): layer for layer in tree.iterfind("layers/layer")}
+    sources = {edge.get("to-layer"): layers[edge.get("from-layer")] for edge in tree.iterfind("edges/edge")}
+    for number, layer in layers.items():
+        data = sources[number].find("data") if layer.get("type") == "Convert" else None
+        if data is not None and data.get("element_type") == "f16" and sources[number].get("type") == "Const":
+            info = layer.find("rt_info")
+            if info is None:
+                info = ElementTree.Element("rt_info")
+                layer.insert(1, info)  # after <data>
+            ElementTree.SubElement(info, "attribute", {"name": "decompression", "version": "0"})
+    tree.write(file)

@@ -1,0 +1,207 @@
+"""What the full-size model costs to build and to run, beside optimum's exporter and the engines' own speed.
+
+    python models/make_checkpoint.py sd2-inpainting --out CHECKPOINT
+    python -m outzoom.benchmarks.full_size CHECKPOINT --work DIR --optimum DIR/bin/optimum-cli
+
+Each part is measured in processes of its own, one after another, and its figures are added to the result file at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
+from ..runtime import Painting, open_bundle, open_manifest
+from ..runtime.inpainting import Inpainting
+from ..runtime.shapes import dimensions, resolve
+from .machine import describe_machine
+
+RESULT = Path(__file__).parent / "results" / "full-size.json"
+RECIPE = "fp16"
+TARGETS = ("openvino-cpu", "onnxruntime")
+STEPS, KEYFRAMES, GUIDANCE = 4, 2, 7.5
+POLL_SECONDS = 0.05
+
+
+def run_measured(command: list[str]) -> dict[str, Any]:
+    """Run a command: its wall time, and the most memory that it or one of its children had at a time."""
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        watched, peaks = psutil.Process(process.pid), dict[int, int]()
+        while process.poll() is None:
+            for each in _family(watched):
+                peaks[each.pid] = max(peaks.get(each.pid, 0), _rss_bytes(each))
+            time.sleep(POLL_SECONDS)
+        seconds = time.monotonic() - started
+        said = process.stderr.read() if process.stderr else ""
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{said[-3000:]}")
+    return {
+        "command": shlex.join([Path(command[0]).name, *command[1:]]),
+        "wall_seconds": round(seconds, 1),
+        "peak_rss_bytes_of_any_process": max(peaks.values()),
+    }
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _rss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def onnx_export(checkpoint: Path, work: Path, jobs: int) -> dict[str, Any]:
+    """The ONNX files of all four components, nothing else: the stages that trace and that write ONNX."""
+    opened = open_checkpoint(str(checkpoint))
+    shapes = Shapes(((opened.native_side, opened.native_side),))
+    plan = Plan(opened, TARGETS[:1], (read_recipe(RECIPE),), shapes, work / "onnx", jobs)
+    wanted = [stage.needs[0] for stage in plan.bundles[0].engines.values()]
+    started = time.monotonic()
+    stages.run(wanted, plan.cache_folder, jobs, lambda event: None)
+    seconds = time.monotonic() - started
+    ran = {stage.key: stage for last in wanted for stage in (last, *last.needs)}
+    records = [record for stage in ran.values() if (record := stage.record(plan.cache_folder)) is not None]
+    files = sum(file.stat().st_size for file in plan.cache_folder.rglob("model.onnx*"))
+    shutil.rmtree(work / "onnx")
+    return {
+        "wall_seconds": round(seconds, 1),
+        "peak_rss_bytes_of_any_process": max(record.peak_memory_bytes for record in records),
+        "size_bytes": files,
+        "stages": {record.name: [record.seconds, record.peak_memory_bytes] for record in records},
+    }
+
+
+def build(checkpoint: Path, work: Path, target: str, jobs: int) -> dict[str, Any]:
+    """`export-all` for a target, and again when there is nothing to do."""
+    command = [sys.executable, "-m", "outzoom", "export-all", str(checkpoint), "--target", target]
+    command += ["--recipe", RECIPE, "--out", str(work / "bundles"), "--jobs", str(jobs), "--json"]
+    made, again = run_measured(command), run_measured(command)
+    manifest = open_manifest(work / "bundles" / f"{target}-{RECIPE}").manifest
+    peak = max(made["peak_rss_bytes_of_any_process"], *(s.peak_memory_bytes for s in manifest.build.stages))
+    return {
+        **made,
+        "peak_rss_bytes_of_any_process": peak,
+        "rebuild_wall_seconds": again["wall_seconds"],
+        "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
+        "parity_psnr_db": {name: component.parity_psnr_db for name, component in manifest.components.items()},
+        "stages": {stage.name: [stage.seconds, stage.peak_memory_bytes] for stage in manifest.build.stages},
+    }
+
+
+def zoom(bundle: Path) -> dict[str, Any]:
+    """Keyframes of a zoom at the model's size: seconds of each UNet call, and of the bare engine right after."""
+    ticks: list[float] = []
+    rng = np.random.default_rng(0)
+    with open_bundle(bundle, verify=False) as opened:
+        picture = rng.integers(0, 256, (opened.size[1], opened.size[0], 3), np.uint8)
+        painting = Painting(steps=STEPS, guidance=GUIDANCE)
+        started = time.monotonic()
+        keyframes = opened.keyframes(picture, "a reef", 0.5, painting, lambda: ticks.append(time.monotonic()))
+        for _ in range(KEYFRAMES + 1):
+            next(keyframes)
+        seconds = time.monotonic() - started
+        step_seconds = [b - a for i, (a, b) in enumerate(itertools.pairwise(ticks)) if (i + 1) % STEPS]
+        bare_seconds = _bare_runs(opened.inpainting, len(step_seconds))
+    calls = 2  # of the UNet in a guided step
+    return {
+        "keyframes": KEYFRAMES, "steps": STEPS, "guidance": GUIDANCE, "wall_seconds": round(seconds, 1),
+        "unet_call_seconds": spread([step / calls for step in step_seconds]),
+        "bare_unet_call_seconds": spread(bare_seconds),
+        "overhead": round(float(np.median(step_seconds)) / calls / float(np.median(bare_seconds)) - 1, 4),
+    }  # fmt: skip
+
+
+def _bare_runs(inpainting: Inpainting, count: int) -> list[float]:
+    """Seconds of runs of the UNet's engine alone."""
+    rng = np.random.default_rng(1)
+    manifest = inpainting.bundle.manifest
+    numbers = dimensions(inpainting.size, manifest.vae_scale_factor)
+    feeds = {
+        spec.name: rng.standard_normal(resolve(spec.shape, numbers), np.float32)
+        for spec in manifest.components["unet"].inputs
+    }
+    engine = inpainting.engine("unet")
+    seconds = []
+    for _ in range(count):
+        started = time.monotonic()
+        engine.run(feeds)
+        seconds.append(time.monotonic() - started)
+    return seconds
+
+
+def benchmark_app(bundle: Path) -> dict[str, Any]:
+    """OpenVINO's own benchmark tool on the UNet of a bundle."""
+    command = [str(Path(sys.executable).parent / "benchmark_app"), "-m", str(bundle / "unet" / "openvino_model.xml")]
+    done = subprocess.run([*command, "-d", "CPU", "-hint", "latency", "-niter", "6"], capture_output=True, text=True)
+    found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    if found is None:
+        raise SystemExit(f"benchmark_app says no median:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return {"command": "benchmark_app -m unet -d CPU -hint latency -niter 6", "median_seconds": float(found[1]) / 1e3}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 10th and 90th percentile."""
+    low, middle, high = np.percentile(values, (10, 50, 90))
+    return {"median": round(float(middle), 4), "p10": round(float(low), 4), "p90": round(float(high), 4)}
+
+
+def main() -> None:
+    """Measure the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--optimum", type=Path, help="optimum-cli in the environment of benchmarks/rivals/optimum.txt")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", default=["onnx", "build", "optimum", "zoom"])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+
+    def save(**figures: Any) -> None:
+        result = json.loads(args.out.read_text()) if args.out.exists() else {}
+        args.out.write_text(json.dumps({**result, **figures}, indent=1) + "\n")
+        print(json.dumps(figures, indent=1), flush=True)
+
+    machine = describe_machine()
+    save(
+        command="python -m outzoom.benchmarks.full_size CHECKPOINT --work DIR --optimum DIR/bin/optimum-cli",
+        date=time.strftime("%Y-%m-%d"), checkpoint=args.checkpoint.name, machine=machine.cpu_model,
+        cores=psutil.cpu_count(), load_before=psutil.getloadavg()[0], packages=machine.packages,
+    )  # fmt: skip
+    args.work.mkdir(parents=True, exist_ok=True)
+    bundles = args.work / "bundles"
+    if "onnx" in args.parts:
+        save(onnx_export=onnx_export(args.checkpoint, args.work, args.jobs))
+    if "build" in args.parts:
+        shutil.rmtree(bundles, ignore_errors=True)
+        save(**{f"build_{target}": build(args.checkpoint, args.work, target, args.jobs) for target in TARGETS[:1]})
+    if "optimum" in args.parts and args.optimum:
+        command = [str(args.optimum), "export", "openvino", "-m", str(args.checkpoint), "--task", "inpainting"]
+        save(optimum_openvino=run_measured([*command, "--weight-format", "fp16", str(args.work / "optimum")]))
+    if "zoom" in args.parts:
+        save(**{f"build_{target}": build(args.checkpoint, args.work, target, args.jobs) for target in TARGETS[1:]})
+        save(**{f"zoom_{target}": zoom(bundles / f"{target}-{RECIPE}") for target in TARGETS})
+        save(benchmark_app=benchmark_app(bundles / f"{TARGETS[0]}-{RECIPE}"))
+
+
+if __name__ == "__main__":
+    main()
