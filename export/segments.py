@@ -10,11 +10,13 @@ SEGMENT_BYTES = 512 * 2**20
 def split(model: ir.Model, most_bytes: int = SEGMENT_BYTES) -> list[ir.Model]:
     """Models that do in turn what `model` does, each with at most about `most_bytes` of weights.
 
-    Each takes inputs of the model and outputs of earlier ones. Cuts are made where the fewest tensors cross. A layer
-    is never divided, so a model that is small enough, or has one layer, comes back as a list of one.
+    Each takes inputs of the model and outputs of earlier ones; what is made of weights alone, such as a cast, goes with
+    what uses it. Cuts are made where the fewest tensors cross. A layer is never divided, so a model that is small
+    enough, or has one layer, comes back as a list of one.
     """
-    nodes = list(model.graph)
-    cuts = _cuts(model, nodes, most_bytes)
+    constant = _constant_nodes(model.graph)
+    nodes = [node for node in model.graph if node not in constant]
+    cuts = _cuts(nodes, constant, most_bytes)
     segments = []
     for begin, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
         inside = set(nodes[begin:end])
@@ -23,31 +25,50 @@ def split(model: ir.Model, most_bytes: int = SEGMENT_BYTES) -> list[ir.Model]:
             if value.is_graph_output() or any(use.node not in inside for use in value.uses())
         ]  # fmt: skip
         inputs: dict[ir.Value, None] = {}
-        for node in nodes[begin:end]:
-            for value in node.inputs:
-                made_before = value is not None and value.producer() is not None and value.producer() not in inside
-                if value is not None and (made_before or value.is_graph_input()):
-                    inputs[value] = None
+        for value in (value for node in nodes[begin:end] for value in node.inputs if value is not None):
+            producer = value.producer()
+            if value.is_graph_input() or (producer is not None and producer not in inside | constant):
+                inputs[value] = None
         graph = ir.convenience.extract(model.graph, list(inputs), outputs)
         segments.append(ir.Model(graph, ir_version=model.ir_version))
     return segments
 
 
-def _cuts(model: ir.Model, nodes: list[ir.Node], most_bytes: int) -> list[int]:
+def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that make the same in every run: of weights and of constants alone."""
+    constant: set[ir.Node] = set()
+    for node in graph:
+        if all(value is None or value.is_initializer() or value.producer() in constant for value in node.inputs):
+            constant.add(node)
+    return constant
+
+
+def _weights(node: ir.Node, constant: set[ir.Node]) -> set[ir.Value]:
+    """The initializers that a node uses, as they are or through constant nodes."""
+    found: set[ir.Value] = set()
+    for value in node.inputs:
+        if value is not None and value.is_initializer():
+            found.add(value)
+        elif value is not None and (producer := value.producer()) in constant and producer is not None:
+            found |= _weights(producer, constant)
+    return found
+
+
+def _cuts(nodes: list[ir.Node], constant: set[ir.Node], most_bytes: int) -> list[int]:
     """The indices of the nodes that begin a new segment."""
     crossing = _crossing(nodes)
-    cuts: list[int] = []
-    begin, held_bytes, seen = 0, 0, set[ir.Value]()
     sizes: list[int] = []
+    seen: set[ir.Value] = set()
     for node in nodes:
-        own = {value for value in node.inputs if value is not None and value.is_initializer()} - seen
+        own = _weights(node, constant) - seen
         seen |= own
         sizes.append(sum(value.const_value.nbytes for value in own if value.const_value is not None))
+    cuts: list[int] = []
+    begin, held_bytes = 0, 0
     for index, size_bytes in enumerate(sizes):
         if held_bytes and held_bytes + size_bytes > most_bytes:
-            best = min(
-                range(begin + 1, index + 1), key=lambda i: (_underfull(sizes, begin, i, most_bytes), crossing[i], -i)
-            )
+            candidates = range(begin + 1, index + 1)
+            best = min(candidates, key=lambda i: (_underfull(sizes, begin, i, most_bytes), crossing[i], -i))
             cuts.append(best)
             begin, held_bytes = best, sum(sizes[best:index])
         held_bytes += size_bytes

@@ -122,11 +122,14 @@ def main() -> None:
         truth_seams.append(seam_ratio(truth, mask))
         latents = zoom.inpainting.encode_image((truth.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
         vae_bound.append(psnr_db(truth, zoom.inpainting.decode(latents)))
-        gain = scores["right caption, guided"]["border_psnr_db"][-1] - scores["edge replication"]["border_psnr_db"][-1]
+        painted_db, edges_db = (
+            scores[name]["border_psnr_db"][-1] for name in ("right caption, guided", "edge replication")
+        )
+        gained = painted_db - edges_db
         painted, misled = pictures["right caption, guided"], pictures["wrong caption, guided"]
         shown = [shrunk(known), painted, truth, replicate_edges(known), misled]
-        rows.append((gain, shown, f"{caption} | wrong: {wrong}"))
-        print(f"{i + 1}/{args.scenes} {gain:+.1f} dB {caption}", file=sys.stderr, flush=True)
+        rows.append((gained, shown, f"{caption} | wrong: {wrong}"))
+        print(f"{i + 1}/{args.scenes} {gained:+.1f} dB {caption}", file=sys.stderr, flush=True)
 
     rows.sort(key=lambda row: -row[0])
     for name, chosen in (("good", rows[:6]), ("bad", rows[-6:])):
@@ -144,6 +147,7 @@ def main() -> None:
         "steps": args.steps,
         "guidance": args.guidance,
         "border": {name: {key: summary(values) for key, values in score.items()} for name, score in scores.items()},
+        "gain_over_edge_replication": {name: gain(scores[name], scores["edge replication"]) for name in scores},
         "seam_ratio_of_the_truth": summary(truth_seams),
         "vae_round_trip_psnr_db": summary(vae_bound),
         "share_of_scenes_where": {
@@ -158,6 +162,14 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["border"], indent=1))
+
+
+def gain(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """By how much one border is better than the other, scene by scene."""
+    return {
+        key: summary([a - b for a, b in zip(one[key], other[key], strict=True)])
+        for key in ("border_psnr_db", "border_ssim")
+    }
 
 
 def share(scores: dict[str, dict[str, list[float]]], one: str, other: str) -> float:

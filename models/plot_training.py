@@ -9,13 +9,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Write docs/demo-training.png."""
+    """Write docs/demo-training.png; a run that started from another comes after it."""
     log = json.loads((ROOT / "models" / "demo" / "training.json").read_text())
+    runs = [log["start"], log] if "start" in log else [log]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for axis, (part, what) in zip(axes, {"vae": "VAE", "unet": "UNet and text encoder"}.items(), strict=True):
-        losses = log[part]["loss_every_50_steps"]
-        axis.plot([50 * (i + 1) for i in range(len(losses))], losses)
-        axis.set(title=f"{what}: {log[part]['seconds'] / 60:.0f} min", xlabel="step", ylabel="loss", yscale="log")
+        begin, minutes = 0, 0.0
+        for run in (run[part] for run in runs if part in run):
+            losses = run["loss_every_50_steps"]
+            axis.plot([begin + 50 * (i + 1) for i in range(len(losses))], losses)
+            begin, minutes = begin + run["steps"], minutes + run["seconds"] / 60
+        axis.set(title=f"{what}: {minutes:.0f} min", xlabel="step", ylabel="loss", yscale="log")
         axis.grid(alpha=0.3)
     figure.savefig(ROOT / "docs" / "demo-training.png", dpi=110)
 

@@ -177,6 +177,8 @@ def parts_of(checkpoint: Path) -> Parts:
     """The tokenizer and the modules of a checkpoint that an earlier run wrote."""
     pipe = StableDiffusionInpaintPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, safety_checker=None)
     pipe.vae.to(DEVICE, memory_format=torch.channels_last)
+    for model in (pipe.vae, pipe.unet):
+        model.register_to_config(_name_or_path="")  # where it lay is nobody's business
     return pipe.tokenizer, pipe.text_encoder.to(DEVICE).train(), pipe.vae, pipe.unet.to(DEVICE).train()
 
 

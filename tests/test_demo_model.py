@@ -68,9 +68,17 @@ def test_the_committed_quality_shows_that_it_paints_and_that_the_prompt_matters(
     def psnr(name):
         return border[name]["border_psnr_db"]["mean"]
 
-    assert psnr("right caption, guided") > psnr("mean colour") + 0.5
+    assert psnr("right caption, guided") > psnr("mean colour") + 2
+    assert psnr("right caption, guided") > psnr("edge replication")
     assert psnr("right caption, guided") > psnr("wrong caption, guided") + 3
     assert psnr("right caption, unguided") > psnr("wrong caption, unguided") + 1
+
+
+def test_what_the_model_expects_is_nearer_to_the_truth_than_edge_replication():
+    result = json.loads(RESULT.read_text())
+    gain = result["gain_over_edge_replication"]["right caption, unguided, 1 step"]
+    for key in ("border_psnr_db", "border_ssim"):
+        assert gain[key]["mean"] > 3 * gain[key]["standard_error"]
 
 
 def test_the_checkpoint_is_small_enough_for_git():

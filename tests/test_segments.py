@@ -56,6 +56,24 @@ def test_the_model_is_left_as_it_was(chain):
     assert ir.to_onnx_text(chain) == before
 
 
+def test_casts_of_weights_go_with_what_uses_them():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        halves (float[3] x) => (float[3] out)
+        <float16[3] a = {1, 2, 3}, float16[3] b = {10, 20, 30}>
+        {
+            wide_a = Cast <to = 1> (a)
+            wide_b = Cast <to = 1> (b)
+            xa = Add(x, wide_a)
+            out = Add(xa, wide_b)
+        }
+    """)
+    first, second = split(model, 6)
+    assert (ops(first), ops(second)) == (["Cast", "Add"], ["Cast", "Add"])
+    assert (names(first.graph.inputs), names(second.graph.inputs)) == (["x"], ["xa"])
+    assert [list(segment.graph.initializers) for segment in (first, second)] == [["a"], ["b"]]
+
+
 def run(model, feeds):
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
