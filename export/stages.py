@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from ..runtime.errors import OutzoomError
+from ..runtime.errors import MissingPackageError, OutzoomError
 from ..runtime.files import atomic_directory
 from ..runtime.machine import peak_rss_bytes
 
@@ -201,6 +201,8 @@ def _sendable(error: Exception) -> Exception:
 
     if isinstance(error, (OutzoomError, MemoryError)):
         return error
+    if isinstance(error, ImportError):  # installed, as the plan saw, but not whole
+        return MissingPackageError(error.name or "torch", "export", "export-all")
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror, error.filename)
     return RuntimeError("".join(traceback.format_exception(error)).strip())
