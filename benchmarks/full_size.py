@@ -120,7 +120,9 @@ def zoom(bundle: Path) -> dict[str, Any]:
         for _ in range(KEYFRAMES + 1):
             next(keyframes)
         seconds = time.monotonic() - started
-        step_seconds = [b - a for i, (a, b) in enumerate(itertools.pairwise(ticks)) if (i + 1) % STEPS]
+        per_keyframe = len(ticks) // KEYFRAMES  # PNDM takes one step more than it is asked for
+        pairs = enumerate(itertools.pairwise(ticks), start=1)
+        step_seconds = [end - begin for i, (begin, end) in pairs if i % per_keyframe]  # not across keyframes
         bare_seconds = _bare_runs(opened.inpainting, len(step_seconds))
     calls = 2  # of the UNet in a guided step
     return {

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import COMPONENTS, HOISTED_INPUTS
+from ..runtime.bundle import COMPONENTS, HOISTED_INPUTS, TOKENIZER_FOLDER
 from ..runtime.errors import UserError
 from .checkpoint import PART_OF, Checkpoint
 
@@ -36,9 +36,21 @@ def write_interop_files(checkpoint: Checkpoint, root: Path) -> None:
     _write_json(root / "model_index.json", _model_index(checkpoint))
     (root / "scheduler").mkdir()
     shutil.copyfile(checkpoint.config_file("scheduler"), root / "scheduler/scheduler_config.json")
+    _write_tokenizer_of_transformers_4(root / TOKENIZER_FOLDER)
     for component in COMPONENTS:
         part = PART_OF[component]
         _write_json(root / component / "config.json", {**NEEDED.get(part, {}), **checkpoint.config(part)})
+
+
+def _write_tokenizer_of_transformers_4(folder: Path) -> None:
+    """The vocabulary and the merges in files of their own, which optimum's transformers reads in place of one file."""
+    file = folder / "tokenizer.json"
+    if not file.is_file() or (folder / "vocab.json").is_file():
+        return
+    model = json.loads(file.read_bytes())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ def write_checkpoint(name: str, dtype: str, out: Path) -> None:
     shutil.copytree(DEMO / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     index = {
         "_class_name": "StableDiffusionInpaintPipeline",
+        "_diffusers_version": version("diffusers"),
         "scheduler": ["diffusers", "PNDMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
