@@ -20,7 +20,7 @@ pytestmark = [
 ]
 PROMPT, STEPS, GUIDANCE, SEED = "a green meadow with red flowers", 5, 6.0, 8
 SCRIPT = """
-
+import sys
 import numpy as np, torch
 from PIL import Image
 library, cls, bundle, given, made = sys.argv[1:]
