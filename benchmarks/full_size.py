@@ -26,8 +26,8 @@ import psutil
 from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
 from ..runtime import Painting, open_bundle, open_manifest
 from ..runtime.inpainting import Inpainting
-from ..runtime.shapes import dimensions, resolve
 from .machine import describe_machine
+from .measure import random_feeds
 
 RESULT = Path(__file__).parent / "results" / "full-size.json"
 RECIPE = "fp16"
@@ -135,13 +135,7 @@ def zoom(bundle: Path) -> dict[str, Any]:
 
 def _bare_runs(inpainting: Inpainting, count: int) -> list[float]:
     """Seconds of runs of the UNet's engine alone."""
-    rng = np.random.default_rng(1)
-    manifest = inpainting.bundle.manifest
-    numbers = dimensions(inpainting.size, manifest.vae_scale_factor)
-    feeds = {
-        spec.name: rng.standard_normal(resolve(spec.shape, numbers), np.float32)
-        for spec in manifest.components["unet"].inputs
-    }
+    feeds = random_feeds(inpainting, "unet")
     engine = inpainting.engine("unet")
     seconds = []
     for _ in range(count):

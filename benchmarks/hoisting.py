@@ -28,9 +28,8 @@ from ..runtime.errors import printable
 from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
-from ..runtime.shapes import dimensions, resolve
 from .machine import describe_machine
-from .measure import CpuShare, component_size_bytes
+from .measure import CpuShare, component_size_bytes, random_feeds
 from .process import child_env
 from .results import Latency, Machine
 from .settings import DEMO_PROMPT
@@ -176,12 +175,7 @@ def _load(bundle: Bundle, component: str) -> Engine:
 
 def _feeds(plain: Bundle) -> Feeds:
     """Noise for the inputs of the whole UNet, in the middle of the schedule."""
-    rng = np.random.default_rng(0)
-    sides = dimensions(plain.manifest.sizes[0], plain.manifest.vae_scale_factor)
-    feeds = {
-        spec.name: rng.standard_normal(resolve(spec.shape, sides), np.float32)
-        for spec in plain.manifest.components["unet"].inputs
-    }
+    feeds = random_feeds(Inpainting(plain), "unet")
     feeds["timestep"][:] = 500
     return feeds
 

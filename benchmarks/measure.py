@@ -23,6 +23,7 @@ from ..runtime import OutzoomError, PromptTruncatedWarning, Zoom, load_image, op
 from ..runtime.backends import Engine
 from ..runtime.bundle import COMPONENTS, Bundle, Component
 from ..runtime.errors import printable
+from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
 from ..runtime.schedulers import default_scheduler
 from ..runtime.shapes import dimensions, resolve
@@ -89,7 +90,7 @@ def _measure_components(
     for name in COMPONENTS:
         report(f"{name}, {settings.runs} runs")
         component = zoom.bundle.manifest.components[name]
-        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), _feeds(zoom, component), settings)
+        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), random_feeds(zoom.inpainting, name), settings)
         results[name] = ComponentResult(
             parameters=component.parameters,
             size_bytes=component_size_bytes(zoom.bundle, component),
@@ -101,12 +102,13 @@ def _measure_components(
     return results
 
 
-def _feeds(zoom: Zoom, component: Component) -> dict[str, NDArray[Any]]:
-    """Inputs of the right shapes: token 0, and noise (of normal numbers: the others are slow on some CPUs)."""
+def random_feeds(inpainting: Inpainting, component: str) -> dict[str, NDArray[Any]]:
+    """Inputs of a component: token 0, and noise (of normal numbers: the others are slow on some CPUs)."""
     rng = np.random.default_rng(0)
-    sides = dimensions(zoom.size, zoom.bundle.manifest.vae_scale_factor)
+    manifest = inpainting.bundle.manifest
+    sides = dimensions(inpainting.size, manifest.vae_scale_factor)
     feeds = {}
-    for spec in component.inputs:
+    for spec in manifest.components[component].inputs:
         shape = resolve(spec.shape, sides)
         integers = np.issubdtype(np.dtype(spec.dtype), np.integer)
         feeds[spec.name] = np.zeros(shape) if integers else rng.standard_normal(shape, np.float32)

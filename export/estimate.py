@@ -1,7 +1,7 @@
 """What a build will take, before anything of it runs: `outzoom export-all --dry-run`.
 
-Bytes follow from the headers of the checkpoint's files. Memory and time are rates fitted to full-size builds on two
-cores of a server (benchmarks/results/full-size.json): an idea of what is to come, no promise.
+Bytes follow from the headers of the checkpoint's files. Memory and time are round numbers, chosen near those of one
+full-size build on two cores of a server (benchmarks/results/full-size.json): an idea of what is to come, no promise.
 """
 
 from __future__ import annotations
