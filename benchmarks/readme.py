@@ -87,13 +87,22 @@ def full_size(result: dict[str, Any]) -> str:
     rows = {
         "ONNX of all four components": "onnx_export",
         "`export-all --target openvino-cpu --recipe fp16`": "build_openvino-cpu",
-        "`optimum-cli export openvino --weight-format fp16`": "optimum_openvino",
         "`export-all --target onnxruntime --recipe fp16`, after the other": "build_onnxruntime",
     }
     for name, key in rows.items():
         if key in result:
             memory = result[key]["peak_rss_bytes_of_any_process"] / 2**30
             lines.append(f"| {name} | {result[key]['wall_seconds']:.0f} | {memory:.2f} |")
+    rounds = result.get("beside_optimum", [])
+    beside = {
+        side: [[one[side][key] for one in rounds] for key in ("wall_seconds", "peak_rss_bytes_of_any_process")]
+        for side in ("ours", "optimum")
+    }
+    names = {"ours": "the same beside optimum", "optimum": "`optimum-cli export openvino --weight-format fp16`"}
+    for side, (seconds, peaks) in beside.items() if rounds else ():
+        cell = "-".join(f"{value:.0f}" for value in sorted({min(seconds), max(seconds)}))
+        turns = f", {len(rounds)} times in turn"
+        lines.append(f"| {names[side]}{turns} | {cell} | {max(peaks) / 2**30:.2f} |")
     built = result["build_openvino-cpu"]
     parity = ", ".join(f"{name} {value:.1f}" for name, value in built["parity_psnr_db"].items())
     lines += ["", f"With nothing to do it takes {built['rebuild_wall_seconds']:.1f} s. Parity, dB: {parity}."]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import printable
 from ..runtime.files import atomic_file
 from .plots import COLOURS, Bar, bar_chart
@@ -28,6 +27,8 @@ MAX_PICTURE_PX = 256  # larger frames are shown smaller: strip.png holds them in
 BUSY_CPU_FRACTION = 0.1
 COMPONENT_LABELS = {
     "text_encoder": "Text encoder",
+    "unet_text": "UNet, hoisted: once per prompt",
+    "unet_time": "UNet, hoisted: once per timestep",
     "unet": "UNet, one pass",
     "vae_encoder": "VAE encoder",
     "vae_decoder": "VAE decoder",
@@ -73,7 +74,7 @@ def render_report(results: Results, strips: Strips) -> str:
         autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(digits=digits, mb=mb, seconds=seconds, similarity=similarity, png=png_data_uri)
-    settings = results.settings
+    settings, labels = results.settings, _component_labels(results)
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         results=results,
         settings=settings,
@@ -82,9 +83,8 @@ def render_report(results: Results, strips: Strips) -> str:
         findings=_findings(results.bundles),
         colours=dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True)),
         references={bundle.name: bundle for bundle in results.bundles},
-        component_labels=COMPONENT_LABELS,
-        components=COMPONENTS,
-        component_charts=[_component_chart(results, name) for name in COMPONENTS],
+        component_labels=labels,
+        component_charts=[_component_chart(results, name, label) for name, label in labels.items()],
         charts=_bundle_charts(results),
         strips=strips,
         min_runs=MIN_RUNS,
@@ -186,11 +186,18 @@ def _first_border_psnr_db(bundle: BundleResult) -> float:
     return math.inf if value is None else value
 
 
-def _component_chart(results: Results, component: str) -> Chart:
-    def latency(bundle: BundleResult) -> Latency:
-        return bundle.components[component].latency
+def _component_labels(results: Results) -> dict[str, str]:
+    """What to call the components of all bundles, in the order of the bundle that has the most."""
+    bundles = sorted(results.bundles, key=lambda bundle: len(bundle.components), reverse=True)
+    return {name: COMPONENT_LABELS.get(name, name) for bundle in bundles for name in bundle.components}
 
-    return _latency_chart(results, COMPONENT_LABELS[component], latency, "ms", 1.0)
+
+def _component_chart(results: Results, component: str, label: str) -> Chart:
+    def latency(bundle: BundleResult) -> Latency | None:
+        found = bundle.components.get(component)
+        return found.latency if found else None
+
+    return _latency_chart(results, label, latency, "ms", 1.0)
 
 
 def _bundle_charts(results: Results) -> list[Chart]:
@@ -218,11 +225,12 @@ def _chart(results: Results, title: str, value: Callable[[BundleResult], float],
 
 
 def _latency_chart(
-    results: Results, title: str, latency: Callable[[BundleResult], Latency], unit: str, scale: float
+    results: Results, title: str, latency: Callable[[BundleResult], Latency | None], unit: str, scale: float
 ) -> Chart:
     bars = []
     for bundle, colour in zip(results.bundles, _colours(results), strict=True):
-        found = latency(bundle)
+        if (found := latency(bundle)) is None:
+            continue
         median, low, high = (ms * scale for ms in (found.median_ms, found.p10_ms, found.p90_ms))
         bars.append(Bar(bundle.name, median, f"{digits(median)} {unit}", colour, low, high))
     return _as_chart(title, bars)

@@ -6,7 +6,8 @@ from functools import partial
 
 import onnx_ir as ir
 
-MIN_ELEMENTS = 1024  # biases, norms and constants of the graph stay exact: their size is nothing
+from .layers import MIN_ELEMENTS
+
 FLOAT16_MAX = 65504.0
 STORED_AS = "stored as"  # the metadata key of a tensor that says in which type a checkpoint has it
 
@@ -24,18 +25,33 @@ def cast_weights(model: ir.Model) -> ir.Model:
             continue
         if weight.metadata_props.get(STORED_AS) != "F16" and not abs(weight.numpy()).max() <= FLOAT16_MAX:
             continue
-        half = f"{name}.float16"
-        shape = ir.Shape(weight.shape.numpy())
+        half, shape = f"{name}.float16", ir.Shape(weight.shape.numpy())
         lazy = ir.LazyTensor(partial(_halved, weight, half), ir.DataType.FLOAT16, shape=shape, name=half)
-        stored = ir.Value(name=half, shape=shape, type=ir.TensorType(ir.DataType.FLOAT16), const_value=lazy)
-        model.graph.register_initializer(stored)
-        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value})
-        result = cast.outputs[0]
-        result.name, result.shape, result.type = f"{name}.cast", shape, ir.TensorType(ir.DataType.FLOAT)
-        ir.convenience.replace_all_uses_with(value, result)
-        model.graph.insert_before(model.graph[0], cast)
-        del model.graph.initializers[name]
+        cast_weight(model, value, lazy)
     return model
+
+
+def cast_weight(model: ir.Model, value: ir.Value, weight: ir.TensorProtocol) -> None:
+    """Let what uses `value` use `weight`, of float16 or float32, as float32."""
+    stored = initializer(model, weight)
+    stand_in(model, value, ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}))
+
+
+def initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
+    """A tensor as an initializer of the graph, under its own name."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def stand_in(model: ir.Model, value: ir.Value, node: ir.Node) -> None:
+    """Let what uses `value`, an initializer, use the float32 output of `node`, which is made of other initializers."""
+    result = node.outputs[0]
+    result.name, result.shape, result.type = f"{value.name}.cast", value.shape, ir.TensorType(ir.DataType.FLOAT)
+    ir.convenience.replace_all_uses_with(value, result)
+    model.graph.insert_before(model.graph[0], node)
+    del model.graph.initializers[str(value.name)]
 
 
 def _halved(weight: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

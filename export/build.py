@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,7 +82,10 @@ class BuildLog:
         self.on_event("skip", f"{bundle.path.name}: up to date, made of the same weights, shapes, recipe and tools")
 
     def done(self, bundle: BundlePlan) -> None:
-        """A bundle was written."""
+        """A bundle was written; what its engines' makers noted goes into the file."""
+        for stage in bundle.engines.values():
+            for note in work.read_engine(stage.folder(bundle.plan.cache_folder)).notes:
+                self._write(f"{bundle.path.name}: {note}")
         text = f"{bundle.path.name}: written"
         self.on_event("done", text)
         self._write(text)
@@ -103,25 +106,31 @@ class BuildLog:
 
 def _pack(bundle: BundlePlan) -> Bundle:
     """Put the engines together: they get a second name in the bundle, nothing is copied."""
-    plan = bundle.plan
     with atomic_directory(bundle.path, marker=MANIFEST_NAME) as root:
-        components: dict[str, Component] = {}
-        files: dict[str, FileEntry] = {}
-        for stage in bundle.engines.values():
-            described = work.read_engine(stage.folder(plan.cache_folder))
-            components |= described.components
-            files |= described.files
-            for name in described.files:
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(stage.folder(plan.cache_folder) / name, root / name)
-        (root / TOKENIZER_FOLDER).mkdir()
-        for name, file in tokenizer_files(plan.checkpoint).items():
-            shutil.copyfile(file, root / TOKENIZER_FOLDER / name)
-        if plan.interop:
-            write_interop_files(plan.checkpoint, root)
-        files |= describe_files(root, but=files)
-        write_manifest(root, _manifest(bundle, components, files))
+        assemble(bundle, root, [stage.folder(bundle.plan.cache_folder) for stage in bundle.engines.values()])
     return open_manifest(bundle.path, verify=False)
+
+
+def assemble(bundle: BundlePlan, root: Path, engines: Iterable[Path]) -> Bundle:
+    """Make a bundle in `root` of the folders that the last stages of its engines left."""
+    plan = bundle.plan
+    components: dict[str, Component] = {}
+    files: dict[str, FileEntry] = {}
+    for folder in engines:
+        described = work.read_engine(folder)
+        components |= described.components
+        files |= described.files
+        for name in described.files:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(folder / name, root / name)
+    (root / TOKENIZER_FOLDER).mkdir()
+    for name, file in tokenizer_files(plan.checkpoint).items():
+        shutil.copyfile(file, root / TOKENIZER_FOLDER / name)
+    if plan.interop:
+        write_interop_files(plan.checkpoint, root)
+    files |= describe_files(root, but=files)
+    write_manifest(root, _manifest(bundle, components, files))
+    return open_manifest(root, verify=False)
 
 
 def _manifest(bundle: BundlePlan, components: dict[str, Component], files: dict[str, FileEntry]) -> Manifest:

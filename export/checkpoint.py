@@ -12,9 +12,9 @@ from typing import Any
 
 from ..runtime.errors import OutzoomError, UserError
 from ..runtime.files import sha256_of
+from ..runtime.safetensors import StoredTensor, read_header
 from . import hub, pickles
 from .layout import CONFIG_FILES, PARTS, weight_names
-from .safetensors import StoredTensor, read_header
 from .single_file import KnownModel, SingleFile, converted_weights, read_single_file
 
 MAX_CONFIG_BYTES = 2**20

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..runtime.errors import UserError
+from ..runtime.safetensors import BYTES_PER_ELEMENT, StoredTensor
 from .checkpoint import Checkpoint
-from .safetensors import BYTES_PER_ELEMENT, StoredTensor
 
 
 class TextEncoder(nn.Module):

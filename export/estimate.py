@@ -1,7 +1,9 @@
 """What a build will take, before anything of it runs: `outzoom export-all --dry-run`.
 
-Bytes follow from the headers of the checkpoint's files. Memory and time are round numbers, chosen near those of one
-full-size build on two cores of a server (benchmarks/results/full-size.json): an idea of what is to come, no promise.
+Bytes on disk follow from the headers of the checkpoint's files. Seconds and memory come from rates that were fitted to
+measured builds (see RATES). For the stages of those at full size, seconds are off by a factor of at most 1.7 (for half
+of them at most 1.22), memory by at most 1.2; for the two whole builds, seconds are 4% and 6% too few. A busy machine
+takes several times as long; for other models, sizes and machines they are an idea of what is to come, no promise.
 """
 
 from __future__ import annotations
@@ -11,24 +13,67 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..compress.recipe import Recipe
+from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError
-from . import stages, work
-from .checkpoint import PART_OF
+from ..runtime.shapes import Size
+from . import calibration, stages, work
+from .checkpoint import PART_OF, Checkpoint
 from .plan import BundlePlan, Plan
 from .segments import SEGMENT_BYTES
+from .shapes import Shapes
 from .stages import Stage
 
-BASE_BYTES = 450 * 2**20  # a process with PyTorch and the exporters loaded
-LARGEST_LAYER_BYTES = 400 * 2**20  # as float32, in the few copies that converting it makes
-ACTIVATIONS_PER_PIXEL = 4000  # bytes, of the VAE's widest layers
 SAFETY = 1.05
-# Seconds of a stage: fixed, by 1e9 parameters, and by 1e6 pixels (the VAE's and the UNet's work).
-SECONDS = {
-    work.trace_component: (7.0, 20.0, 0.0),
-    work.run_module: (1.0, 10.0, 60.0),
-    work.write_onnx: (0.5, 15.0, 0.0),
-    work.compile_engine: (2.0, 30.0, 40.0),
-}
+BUSY_JOBS = 1.75  # of two, as measured: stages wait for others; and two cores are not faster with more
+PREFIXES = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
+# Multiply-adds of a run for each parameter and each pixel of the picture, as PyTorch counts them for Stable Diffusion 2
+# at 512x512, and the bytes that the module's activations take for each pixel, fitted as the rates below are. The text
+# encoder has no pixels: what it takes is counted by its parameters.
+MULTIPLY_ADDS = {"text_encoder": 0.0, "unet": 0.0018, "vae_encoder": 0.062, "vae_decoder": 0.097}
+ACTIVATION_BYTES = {"text_encoder": 0, "unet": 1900, "vae_encoder": 2450, "vae_decoder": 4600}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a kind of stage takes.
+
+    Seconds: at its start, for each tensor, for 1e9 parameters, and for 1e12 multiply-adds. Memory: MiB at its start,
+    and multiples of the largest tensor as float32, of the weights as they are stored, of those of a segment of the
+    graph, and of the module's activations.
+    """
+
+    start_seconds: float
+    tensor_seconds: float = 0.0
+    parameter_seconds: float = 0.0
+    multiply_add_seconds: float = 0.0
+    start_mib: int = 0
+    largest: float = 0.0
+    stored: float = 0.0
+    segment: float = 0.0
+    activations: float = 0.0
+
+
+# Fitted to the stages in benchmarks/results/full-size.json (Stable Diffusion 2 at 512x512 in fp16, for both targets, 2
+# jobs; AMD EPYC, 2 cores) and in a build.log of the demo model there (not kept), whose stages are mostly their start.
+RATES = {
+    work.trace_component: Rates(0.5, tensor_seconds=0.022, start_mib=450),
+    work.run_module: Rates(
+        0.15, parameter_seconds=11, multiply_add_seconds=22,
+        start_mib=380, largest=1.6, activations=1,
+    ),
+    work.write_onnx: Rates(0.0, parameter_seconds=12, start_mib=350, largest=1.5),
+}  # fmt: skip
+ENGINE_RATES = {  # of work.compile_engine, by target
+    "openvino-cpu": Rates(
+        0.1, tensor_seconds=0.0032, parameter_seconds=14.5, multiply_add_seconds=8,
+        start_mib=430, stored=1, segment=0.3, activations=0.4,
+    ),
+    "onnxruntime": Rates(
+        0.1, parameter_seconds=13, multiply_add_seconds=21,
+        start_mib=400, stored=1, segment=1, activations=1.45,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,18 +87,35 @@ class Estimate:
     peak_memory_bytes: int  # of the largest processes that may run at a time
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What of a component's weights time and memory depend on; `largest` is the tensor with the most parameters."""
+
+    tensors: int
+    parameters: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About what a stage takes, with another one beside it."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+
 def estimate(plan: Plan) -> Estimate:
     """The estimate of a plan; what is up to date costs nothing."""
     bundles = [bundle for bundle in plan.bundles if bundle.up_to_date() is None]
     engines = [engine for bundle in bundles for engine in bundle.engines.values()]
     missing = {stage.key: stage for engine in engines for stage in stages.missing(engine, plan.cache_folder)}
-    sizes = {part: _parameters(plan, part) for part in sorted(set(PART_OF.values()))}
-    bundle_bytes = [_bundle_bytes(bundle, sizes) for bundle in bundles]
-    memory = sorted((_memory_bytes(stage, plan, sizes) for stage in missing.values()), reverse=True)
-    busy = min(plan.jobs, 2)  # on two cores, more jobs than that are not faster
+    weights = component_weights(plan.checkpoint)
+    bundle_bytes = [_bundle_bytes(bundle, weights) for bundle in bundles]
+    costs = [stage_cost(stage, weights, plan.shapes) for stage in missing.values()]
+    memory = sorted((cost.peak_memory_bytes for cost in costs), reverse=True)
     return Estimate(
         stages=tuple(stage.name for stage in missing.values()),
-        seconds=round(sum(_seconds(stage, plan, sizes) for stage in missing.values()) / busy, 1),
+        seconds=round(sum(cost.seconds for cost in costs) / min(plan.jobs, BUSY_JOBS), 1),
         disk_bytes=round((sum(bundle_bytes) + max(bundle_bytes, default=0)) * SAFETY),  # ONNX beside the engines
         kept_bytes=round(sum(bundle_bytes) * SAFETY),
         peak_memory_bytes=sum(memory[: plan.jobs]),
@@ -72,28 +134,69 @@ def check_disk(plan: Plan, needed_bytes: int) -> None:
         )
 
 
-def _parameters(plan: Plan, part: str) -> int:
-    return sum(math.prod(tensor.shape) for tensor in plan.checkpoint.weights(part).values())
+def component_weights(checkpoint: Checkpoint) -> dict[str, Weights]:
+    """What the headers of a checkpoint's files say of each component."""
+    found = {}
+    for component in COMPONENTS:
+        tensors = checkpoint.weights(PART_OF[component]).items()
+        own = [math.prod(tensor.shape) for name, tensor in tensors if name.startswith(PREFIXES.get(component, ""))]
+        found[component] = Weights(len(own), sum(own), max(own, default=0))
+    return found
 
 
-def _bundle_bytes(bundle: BundlePlan, sizes: Mapping[str, int]) -> int:
-    return sum(sizes.values()) * (2 if bundle.recipe.weights == "float16" else 4)
-
-
-def _memory_bytes(stage: Stage, plan: Plan, sizes: Mapping[str, int]) -> int:
+def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> Cost:
+    """About what a stage takes that makes something of components with these weights."""
+    if stage.work in (calibration.record_trajectories, calibration.measure_activations):
+        return _calibration_cost(stage, weights, shapes.sizes[0])
     component = str(stage.arguments["component"])
-    pixels = max(width * height for width, height in plan.shapes.sizes)
-    activations = ACTIVATIONS_PER_PIXEL * pixels if component.startswith("vae") else 0
-    if stage.work is work.compile_engine:  # the ONNX file is mapped, and a segment of it loaded
-        stored = sizes[PART_OF[component]] * (2 if stage.arguments["recipe"].weights == "float16" else 4)
-        return BASE_BYTES + stored + min(stored, 2 * SEGMENT_BYTES) + activations
-    if stage.work is work.trace_component:
-        return BASE_BYTES
-    return BASE_BYTES + min(4 * sizes[PART_OF[component]], LARGEST_LAYER_BYTES) + activations
+    rates, own = _rates(stage), weights[component]
+    probed = stage.work in (work.run_module, work.compile_engine) and component != "text_encoder"
+    sizes = shapes.sizes if probed else shapes.sizes[:1]
+    pixels = [(shapes.batch if component == "unet" else 1) * width * height for width, height in sizes]
+    once = rates.start_seconds + rates.tensor_seconds * own.tensors + rates.parameter_seconds * own.parameters / 1e9
+    computing = rates.multiply_add_seconds * MULTIPLY_ADDS[component] * own.parameters * sum(pixels) / 1e12
+    stored = _stored_bytes(own, stage.arguments["recipe"]) if rates.stored else 0
+    memory = (
+        rates.start_mib * 2**20
+        + rates.largest * 4 * own.largest
+        + rates.stored * stored
+        + rates.segment * min(stored, SEGMENT_BYTES)
+        + rates.activations * ACTIVATION_BYTES[component] * max(pixels)
+    )
+    return Cost(len(sizes) * once + computing, round(memory))
 
 
-def _seconds(stage: Stage, plan: Plan, sizes: Mapping[str, int]) -> float:
-    component = str(stage.arguments["component"])
-    fixed, by_parameters, by_pixels = SECONDS[stage.work]
-    pixels = 0 if component == "text_encoder" else sum(width * height for width, height in plan.shapes.sizes)
-    return fixed + by_parameters * sizes[PART_OF[component]] / 1e9 + by_pixels * pixels / 1e6
+def _rates(stage: Stage) -> Rates:
+    """For a target that was not measured those of ONNX Runtime, which takes the most."""
+    if stage.work is work.compile_engine:
+        return ENGINE_RATES.get(stage.arguments["target"], ENGINE_RATES["onnxruntime"])
+    return RATES[stage.work]
+
+
+def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) -> Cost:
+    """Of a stage that zooms, or that runs a component on what zooms fed to it.
+
+    No such stage was measured at full size: runs are counted, at the rates of those that check ONNX Runtime's engines.
+    """
+    settings, rates, pixels = stage.arguments["recipe"].calibration, ENGINE_RATES["onnxruntime"], math.prod(size)
+    zooming = stage.work is calibration.record_trajectories
+    components = COMPONENTS if zooming else [str(stage.arguments["component"])]
+    keyframes = len(settings.prompts) * settings.keyframes
+    runs = dict.fromkeys(COMPONENTS, keyframes)
+    runs["unet"] *= settings.steps * (2 if settings.guidance > 1 else 1)
+    multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
+    held = sum(4 * weights[name].parameters for name in components)  # engines in float32; segments where none is whole
+    memory = (
+        rates.start_mib * 2**20
+        + (held if zooming else min(held, SEGMENT_BYTES))
+        + rates.activations * pixels * max(ACTIVATION_BYTES[name] for name in components)
+    )
+    return Cost(rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
+
+
+def _bundle_bytes(bundle: BundlePlan, weights: Mapping[str, Weights]) -> int:
+    return sum(_stored_bytes(own, bundle.recipe) for own in weights.values())
+
+
+def _stored_bytes(own: Weights, recipe: Recipe) -> int:
+    return own.parameters * (2 if recipe.weights == "float16" else 4)

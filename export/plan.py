@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ..compress.recipe import Recipe
 from ..runtime.backends import backend_for
 from ..runtime.bundle import COMPONENTS, MANIFEST_NAME, SCHEMA_VERSION, Bundle, open_manifest
 from ..runtime.errors import BundleError, MissingPackageError, UserError
@@ -25,16 +26,18 @@ from ..runtime.files import check_replaceable, sha256_of
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.shapes import dimensions
 from ..runtime.tokenizer import ClipTokenizer
-from . import work
+from . import calibration, work
 from .checkpoint import PART_OF, Checkpoint
 from .hashes import HashMemory, code_sha256
 from .layout import TOKENIZER_FILES
-from .recipes import Recipe
+from .recipes import calibration_pictures, check_patterns, read_recipe
 from .shapes import Shapes, exported_shapes, probe_shapes
 from .stages import KEY_DIGITS, Stage
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
+EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
+ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Plan:
                 "a hoisted UNet takes one picture at a time, and batch 2 is asked for", hint="leave one out"
             )
         self.shapes.check(self.checkpoint)
+        for recipe in self.recipes:
+            check_patterns(recipe, self.checkpoint)
         _check_tokenizer(self.checkpoint)
         scheduler = scheduler_config(self.checkpoint)
         make_scheduler(default_scheduler(scheduler), scheduler, steps=10)
@@ -168,16 +173,42 @@ class BundlePlan:
             f"{component}: run the checkpoint's module", work.run_module,
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
+        round_outputs = self.recipe.rounds_activations(component) and self.target in ROUND_OUTPUTS
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {"recipe": recipe, "hoisted": hoisted, **weights},
-            {**ours, "recipe": self.recipe, "hoisted": hoisted}, (traced,),
+            {"recipe": recipe, "hoisted": hoisted, "round outputs": round_outputs, **weights},
+            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs},
+            (traced, *self._measured(component, traced)),
         )  # fmt: skip
         return Stage(
             f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
             {"target": self.target, "version": backend_for(self.target).version()},
             {"component": component, "target": self.target, "recipe": self.recipe, "sides": self._sides(len(probes))},
             (onnx, module),
+        )  # fmt: skip
+
+    def _measured(self, component: str, traced: Stage) -> tuple[Stage, ...]:
+        """The stage that measures a component's activations, if the recipe asks for them, after the zooms for it."""
+        if not self.recipe.needs_calibration(component):
+            return ()
+        zooms = self._zooms
+        return (
+            Stage(
+                f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
+                {"recipe": msgspec.to_builtins(self.recipe)},
+                {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}, (traced, zooms),
+            ),
+        )  # fmt: skip
+
+    @cached_property
+    def _zooms(self) -> Stage:
+        """The stage that zooms for calibration, on exact engines."""
+        exact = BundlePlan(replace(self.plan, hoist=False, interop=False), *EXACT)
+        pictures = [sha256_of(picture) for picture in calibration_pictures(self.recipe)]
+        return Stage(
+            "zoom for calibration", calibration.record_trajectories,
+            {"calibration": msgspec.to_builtins(self.recipe.calibration), "pictures": pictures},
+            {"bundle": exact, "recipe": self.recipe}, tuple(exact.engines.values()),
         )  # fmt: skip
 
     def _sides(self, count: int) -> list[dict[str, int]]:

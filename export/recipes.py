@@ -1,34 +1,27 @@
-"""Recipes: what is done to the weights, in TOML files."""
+"""Recipes are TOML files: found by name or path, read and checked."""
 
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 
+from ..compress.recipe import Calibration, Recipe
+from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError, unknown_name
+from .checkpoint import PART_OF, Checkpoint
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+DEMO_PICTURE = Path(__file__).parent.parent / "models" / "demo" / "picture.png"
 RECIPES_FOLDER = Path(__file__).parent.parent / "models" / "recipes"
 MAX_RECIPE_BYTES = 2**20
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 HINT = "docs/recipes.md lists keys and values"
-
-
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a bundle's weights are stored, what it computes in, and the least parity it may have."""
-
-    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]  # becomes part of a folder's name
-    description: str
-    weights: Literal["float32", "float16"]
-    compute: Literal["float32", "fastest"]
-    min_psnr_db: Annotated[float, msgspec.Meta(ge=0, le=200)]
 
 
 def known_recipes() -> list[str]:
@@ -47,6 +40,48 @@ def read_recipe(name: str) -> Recipe:
         raise UserError(f"'{file}' is over {MAX_RECIPE_BYTES} bytes; that is no recipe", hint=HINT)
     try:
         table = tomllib.loads(file.read_text("utf-8"))
-        return msgspec.convert({"name": file.stem, **table}, Recipe)
+        recipe = msgspec.convert({"name": file.stem, **table}, Recipe)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"the recipe '{file}' is wrong: {error}", hint=HINT) from error
+    return msgspec.structs.replace(recipe, calibration=_located(recipe.calibration, file))
+
+
+def _located(calibration: Calibration, file: Path) -> Calibration:
+    """With the pictures where the recipe says that they are."""
+    pictures = [file.parent / picture for picture in calibration.pictures]
+    for picture in pictures:
+        if not picture.is_file():
+            raise UserError(
+                f"the recipe '{file}' calibrates on '{picture}', and there is no such file",
+                hint="paths are relative to the recipe; without any, it is the demo model's own picture",
+            )
+    return msgspec.structs.replace(calibration, pictures=tuple(str(picture) for picture in pictures))
+
+
+def calibration_pictures(recipe: Recipe) -> list[Path]:
+    """The pictures that a recipe's calibration zooms out of."""
+    return [Path(picture) for picture in recipe.calibration.pictures] or [DEMO_PICTURE]
+
+
+def check_patterns(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a pattern of the recipe that no layer's name matches."""
+    names = {component: _layer_names(checkpoint, component) for component in COMPONENTS}
+    for number, rule in enumerate(recipe.rules, start=1):
+        within = [name for component in rule.components for name in names[component]]
+        for pattern in rule.layers:
+            if not any(fnmatchcase(name, pattern) for name in within):
+                raise UserError(
+                    f"rule {number} of the recipe '{recipe.name}': no layer of {', '.join(rule.components)} is called "
+                    f"'{pattern}'",
+                    hint=f"layers are called like '{within[len(within) // 2]}'",
+                )
+
+
+def _layer_names(checkpoint: Checkpoint, component: str) -> list[str]:
+    prefixes = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
+    names = [
+        name.removeprefix("text_model.")
+        for name, stored in checkpoint.weights(PART_OF[component]).items()
+        if len(stored.shape) >= 2
+    ]
+    return [name for name in names if name.startswith(prefixes.get(component, ""))]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import UserError
-from .safetensors import StoredTensor, read_header
+from ..runtime.safetensors import StoredTensor, read_header
 
 CONFIGS_FOLDER = Path(__file__).parent.parent / "models" / "configs"
 MAX_TENSORS = 10_000  # SD1 and SD2 have about 1100, with averaged weights 1800; the conversion compares all with all

@@ -18,10 +18,11 @@ from onnxscript import optimizer
 from torch.export import Dim
 
 from ..compress.cast import STORED_AS
+from ..compress.layers import TRANSPOSED, checkpoint_name
+from ..runtime.safetensors import StoredTensor
 from ..runtime.shapes import dimensions, resolve
 from .checkpoint import PART_OF, Checkpoint
 from .components import COMPONENT_SPECS, empty_part, find_weight
-from .safetensors import StoredTensor
 from .shapes import InputShapes, Shapes, exported_shapes
 
 OPSET = 21
@@ -40,7 +41,7 @@ def trace(checkpoint: Checkpoint, component: str, shapes: Shapes) -> ir.Model:
     for name, value in model.graph.initializers.items():
         if getattr(getattr(value.const_value, "raw", None), "is_meta", False):
             value.const_value = None  # nothing may look at it
-            value.metadata_props[WEIGHT] = name.removeprefix("unet.").removeprefix("text_encoder.")
+            value.metadata_props[WEIGHT] = checkpoint_name(name)
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT_ELEMENTS, output_size_limit=FOLD_LIMIT_ELEMENTS)
     _tidy(model, component)
     return model
@@ -125,7 +126,7 @@ def _fold_weight_transposes(model: ir.Model) -> None:
         if source is None or source.name is None or source.const_value is None:
             continue
         weight, permutation = source.const_value, list(node.attributes["perm"].as_ints())
-        name = f"{source.name}.transposed{''.join(map(str, permutation))}"
+        name = f"{source.name}{TRANSPOSED}{''.join(map(str, permutation))}"
         if name not in model.graph.initializers:
             sizes = weight.shape.numpy()
             shape = ir.Shape([sizes[axis] for axis in permutation])

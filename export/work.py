@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from ..compress.recipe import Activations, Left, Recipe
 from ..runtime.backends import Array, backend_for
 from ..runtime.bundle import HOISTED_INPUTS, Component, FileEntry, TensorSpec, describe_files
 from ..runtime.errors import BundleError, OutzoomError, UserError
 from ..runtime.files import link_or_copy
+from ..runtime.packed import PACKED_NAME, open_packed
 from .checkpoint import PART_OF, Checkpoint
-from .recipes import Recipe
 from .shapes import Shapes, probe_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from ..compress.inputs import Inputs
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -42,6 +46,7 @@ class OnnxDescription(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
+    left: tuple[Left, ...]  # layers that a rule is for, but can't take
 
 
 class EngineDescription(msgspec.Struct, frozen=True):
@@ -49,6 +54,7 @@ class EngineDescription(msgspec.Struct, frozen=True):
 
     components: dict[str, Component]
     files: dict[str, FileEntry]
+    notes: tuple[str, ...]  # for the build log
 
 
 def trace_component(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: Shapes) -> None:
@@ -72,37 +78,74 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 
 def write_onnx(
-    folder: Path, traced: Path, *, checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool
-) -> None:
+    folder: Path, traced: Path, measured: Path | None = None, *,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool,
+) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    A hoisted UNet comes in three, each after those whose outputs it takes.
+    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too. A hoisted UNet
+    comes in three, each after those whose outputs it takes.
     """
+    from .calibration import read_inputs
     from .hoist import hoist
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    inputs = None if measured is None else read_inputs(measured)
+    if inputs is not None and recipe.activations is not None:
+        model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
     models = {component: model}
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
-    described = {name: _write_model(model, recipe, folder / name) for name, model in models.items()}
+    described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
-def _write_model(model: ir.Model, recipe: Recipe, folder: Path) -> OnnxDescription:
+def _rounded(
+    model: ir.Model, inputs: Inputs, component: str, recipe: Recipe, settings: Activations, outputs: bool
+) -> ir.Model:
+    """The model with activations rounded to the ranges that their statistics ask for."""
+    from ..compress.activations import quantize_activations
+    from ..compress.ranges import choose_range
+
+    ranges = {name: choose_range(one, settings.range) for name, one in inputs.statistics.items()}
+    quantized = partial(recipe.computes_in_integers, component)
+    return quantize_activations(model, ranges, quantized, settings.products, outputs)
+
+
+def _write_model(
+    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, folder: Path
+) -> OnnxDescription:
     import onnx_ir as ir
 
     from ..compress.cast import cast_weights
+    from ..compress.packing import PackedWriter
+    from ..compress.weights import compress_weights
 
     weights = [value.const_value for value in model.graph.initializers.values()]
     parameters = sum(weight.size for weight in weights if weight is not None)
+    folder.mkdir()
+    writer = PackedWriter(folder / PACKED_NAME, recipe.entropy_coding)
+    model, left = compress_weights(model, component, recipe, writer, inputs)
     if recipe.weights == "float16":
         model = cast_weights(model)
-    folder.mkdir()
     ir.save(model, folder / MODEL, external_data=WEIGHTS)
-    inputs, outputs = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
-    return OnnxDescription(inputs, outputs, parameters)
+    if writer.tensors:
+        writer.finish(folder / WEIGHTS, _offsets(folder / MODEL))
+    taken, made = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
+    return OnnxDescription(taken, made, parameters, tuple(left))
+
+
+def _offsets(file: Path) -> dict[str, int]:
+    """Where in its weights file an ONNX model has its initializers."""
+    import onnx_ir as ir
+
+    weights = ir.load(file).graph.initializers.items()
+    return {
+        name: value.const_value.offset or 0
+        for name, value in weights if isinstance(value.const_value, ir.ExternalTensor)
+    }  # fmt: skip
 
 
 def compile_engine(
@@ -121,18 +164,31 @@ def compile_engine(
             f"the recipe asks for {recipe.min_psnr_db:.1f}",
             hint="use a gentler recipe, or lower min_psnr_db in a recipe file of your own",
         )
-    components = {
-        name: Component(
+    notes = [f"{left.layer} {left.reason}" for model in described.values() for left in model.left]
+    components = {}
+    for name, model in described.items():
+        packed = onnx / name / PACKED_NAME
+        if packed.exists():
+            notes += _pack_weights(packed, backend_for(target).weights_file(engines[name]), folder / name / PACKED_NAME)
+        components[name] = Component(
             engine=engines[name].relative_to(folder).as_posix(),
             inputs=model.inputs,
             outputs=model.outputs,
             parameters=model.parameters,
             parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
+            packed=f"{name}/{PACKED_NAME}" if packed.exists() else None,
         )
-        for name, model in described.items()
-    }
     files = {f"{name}/{file}": entry for name in described for file, entry in describe_files(folder / name).items()}
-    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(EngineDescription(components, files)))
+    (folder / DESCRIPTION).write_bytes(msgspec.json.encode(EngineDescription(components, files, tuple(notes))))
+
+
+def _pack_weights(source: Path, weights: Path, target: Path) -> list[str]:
+    """Put packed weights in the place of an engine's weights file; what there is to say about it."""
+    from ..compress.packing import repack
+
+    lost = repack(open_packed(source), weights, target)
+    weights.unlink()
+    return [f"{name} is stored as the engine has it, which the converter made of it" for name in lost]
 
 
 def read_engine(folder: Path) -> EngineDescription:

@@ -19,6 +19,8 @@ SUPERSAMPLING = 2
 
 Colour = tuple[int, int, int]
 Rng = np.random.Generator
+Points = list[tuple[float, float]]
+Scatter = Callable[[Rng, int, float, float], Points]
 
 COLOURS: dict[str, Colour] = {
     "red": (214, 58, 48),
@@ -48,9 +50,9 @@ class Window:
 class Canvas:
     """Draws shapes given in world coordinates onto the picture of a window."""
 
-    def __init__(self, window: Window, size: int) -> None:
+    def __init__(self, window: Window, size: int, scatter: Scatter) -> None:
         self.side = size * SUPERSAMPLING
-        self.window = window
+        self.window, self.scatter = window, scatter
         self.per_unit = self.side / (2 * window.half)
         self.image = Image.new("RGB", (self.side, self.side))
         self.draw = ImageDraw.Draw(self.image)
@@ -198,11 +200,27 @@ def weed(canvas: Canvas, rng: Rng, x: float, ground: float, height: float, colou
     canvas.line(points, 0.07 * height, colour)
 
 
-def scatter(rng: Rng, count: int, top: float, bottom: float) -> list[tuple[float, float]]:
+def scatter(rng: Rng, count: int, top: float, bottom: float) -> Points:
     """`count` points across the world between two heights, the farther (higher) first."""
     x = rng.uniform(-WORLD, WORLD, count)
     y = np.sort(rng.uniform(top, bottom, count))
     return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def scatter_elsewhere(window: Window, seed: int) -> Scatter:
+    """Scatters as `scatter` does, but what lies well outside the window goes somewhere else outside, as `seed` says."""
+    other = np.random.default_rng(seed)
+
+    def is_near(x: float, y: float) -> bool:
+        return max(abs(x - window.x), abs(y - window.y)) < 1.1 * window.half
+
+    def moved(x: float, y: float) -> tuple[float, float]:
+        if is_near(x, y):
+            return x, y
+        places = other.uniform(-WORLD, WORLD, 100).tolist()
+        return next(place for place in places if not is_near(place, y)), y
+
+    return lambda rng, count, top, bottom: [moved(x, y) for x, y in scatter(rng, count, top, bottom)]
 
 
 def reef(canvas: Canvas, rng: Rng) -> str:
@@ -218,7 +236,7 @@ def reef(canvas: Canvas, rng: Rng) -> str:
     canvas.polygon(ridge(rng, floor - 0.15, 0.25, 0.5), (30, 95, 140))
     canvas.polygon(ridge(rng, floor, 0.12, 0.4), (214, 190, 140))
     canvas.polygon(ridge(rng, floor + 0.8, 0.12, 0.4), (196, 170, 122))
-    for px, py in scatter(rng, 48, floor - 0.02, 2.8):
+    for px, py in canvas.scatter(rng, 48, floor - 0.02, 2.8):
         near = 0.55 + 0.35 * (py - floor)
         if rng.random() < 0.6:
             name = coral_name if rng.random() < 0.75 else "purple"
@@ -228,12 +246,12 @@ def reef(canvas: Canvas, rng: Rng) -> str:
                 weed(canvas, rng, px + dx, py, 0.5 * near * rng.uniform(0.7, 1.3), (40, 130, 80))
     colour = COLOURS[fish_name]
     striped = bool(rng.random() < 0.5)
-    for sx, sy in scatter(rng, 13, -2.7, floor - 0.2):
+    for sx, sy in canvas.scatter(rng, 13, -2.7, floor - 0.2):
         facing, size = (1 if rng.random() < 0.5 else -1), rng.uniform(0.05, 0.17)
         for _ in range(int(rng.integers(1, 5))):
             dx, dy = rng.normal(0, 3.2 * size), rng.normal(0, 1.6 * size)
             fish(canvas, sx + dx, min(sy + dy, floor - 0.12), size, colour, facing, striped)
-    for bx, by in scatter(rng, 14, -2.5, floor):
+    for bx, by in canvas.scatter(rng, 14, -2.5, floor):
         canvas.ellipse(bx, by, 0.03, 0.03, (190, 230, 240))
     return f"an underwater reef with {fish_name} fish and {coral_name} corals"
 
@@ -245,7 +263,7 @@ def night(canvas: Canvas, rng: Rng) -> str:
     horizon = rng.uniform(0.2, 0.6)
     zenith: Colour = (10, 14, 42)
     canvas.paint(gradient(canvas, [(-2.5, (5, 7, 26)), (-0.5, zenith), (horizon, (62, 62, 118))]))
-    for sx, sy in scatter(rng, 150, -WORLD, horizon):
+    for sx, sy in canvas.scatter(rng, 150, -WORLD, horizon):
         r = 0.006 + 0.022 * rng.random() ** 4
         canvas.ellipse(sx, sy, r, r, mix((190, 200, 240), (255, 240, 200), rng.random()))
     mx, my, mr = rng.uniform(-1.0, 1.0), rng.uniform(-1.3, -0.3), rng.uniform(0.16, 0.28)
@@ -269,7 +287,7 @@ def night(canvas: Canvas, rng: Rng) -> str:
     canvas.polygon(ridge(rng, horizon + 0.15, 0.3, 0.5), (26, 30, 58))
     canvas.polygon(ridge(rng, horizon + 0.6, 0.2, 0.5), (16, 20, 40))
     if land == "a pine forest":
-        for px, py in scatter(rng, 60, horizon + 0.1, 2.6):
+        for px, py in canvas.scatter(rng, 60, horizon + 0.1, 2.6):
             near = 0.6 + 0.3 * (py - horizon)
             tree(
                 canvas,
@@ -298,14 +316,14 @@ def meadow(canvas: Canvas, rng: Rng) -> str:
         canvas.ellipse(sx, sy, 0.24, 0.24, mix(low, (255, 240, 170), 0.5))
         canvas.ellipse(sx, sy, 0.17, 0.17, (255, 244, 190) if weather == "blue" else (255, 210, 120))
     puff = {"blue": (250, 250, 252), "cloudy": (178, 186, 196), "sunset": (240, 160, 140)}[weather]
-    for cx, cy in scatter(rng, {"blue": 9, "cloudy": 24, "sunset": 9}[weather], -2.7, horizon - 0.35):
+    for cx, cy in canvas.scatter(rng, {"blue": 9, "cloudy": 24, "sunset": 9}[weather], -2.7, horizon - 0.35):
         cloud(canvas, cx, cy, rng.uniform(0.12, 0.36), puff)
     dim = 0.78 if weather == "sunset" else 1.0
     canvas.polygon(ridge(rng, horizon, 0.3, 0.45), shade((110, 150, 120), dim))
     canvas.polygon(ridge(rng, horizon + 0.18, 0.22, 0.4), shade((100, 165, 80), dim))
     canvas.polygon(ridge(rng, horizon + 0.5, 0.15, 0.4), shade((84, 150, 62), dim))
     canvas.polygon(ridge(rng, horizon + 1.3, 0.15, 0.4), shade((70, 132, 52), dim))
-    for tx, ty in scatter(rng, 8, horizon + 0.15, horizon + 1.2):
+    for tx, ty in canvas.scatter(rng, 8, horizon + 0.15, horizon + 1.2):
         tree(
             canvas,
             tx,
@@ -315,7 +333,7 @@ def meadow(canvas: Canvas, rng: Rng) -> str:
             False,
         )
     colour = shade(COLOURS[flower_name], dim)
-    for fx, fy in scatter(rng, 150, horizon + 0.35, 2.8):
+    for fx, fy in canvas.scatter(rng, 150, horizon + 0.35, 2.8):
         r = 0.022 + 0.03 * (fy - horizon - 0.3)
         canvas.line([(fx, fy), (fx, fy + 2.5 * r)], 0.35 * r, shade((50, 110, 40), dim))
         for dx, dy in ((-0.7, 0.0), (0.7, 0.0), (0.0, -0.7), (0.0, 0.7)):
@@ -365,12 +383,12 @@ def town(canvas: Canvas, rng: Rng) -> str:
     }[hour]
     canvas.paint(gradient(canvas, [(-2.2, shade(top, 0.85)), (-0.6, top), (horizon, low)]))
     if hour == "night":
-        for sx, sy in scatter(rng, 90, -WORLD, horizon):
+        for sx, sy in canvas.scatter(rng, 90, -WORLD, horizon):
             r = 0.006 + 0.016 * rng.random() ** 3
             canvas.ellipse(sx, sy, r, r, (215, 215, 235))
         canvas.ellipse(rng.uniform(-1.2, 1.2), rng.uniform(-1.5, -0.8), 0.16, 0.16, (240, 236, 205))
     else:
-        for cx, cy in scatter(rng, 9, -2.7, horizon - 0.5):
+        for cx, cy in canvas.scatter(rng, 9, -2.7, horizon - 0.5):
             puff = (250, 250, 252) if hour == "noon" else (225, 140, 130)
             cloud(canvas, cx, cy, rng.uniform(0.12, 0.34), puff)
     canvas.polygon(ridge(rng, horizon - 0.05, 0.25, 0.45), shade((120, 140, 130), dim))
@@ -403,12 +421,14 @@ SCENES: dict[str, Callable[[Canvas, Rng], str]] = {
 }
 
 
-def render(kind: str, seed: int, window: Window, size: int = 128) -> tuple[NDArray[np.uint8], str]:
+def render(
+    kind: str, seed: int, window: Window, size: int = 128, scatter: Scatter = scatter
+) -> tuple[NDArray[np.uint8], str]:
     """Paint the window of the world (kind, seed): the picture, (size, size, 3) uint8, and its caption.
 
-    The same kind and seed is the same world, whatever the window.
+    The same kind and seed is the same world, whatever the window; `scatter` says where its small things are.
     """
-    canvas = Canvas(window, size)
+    canvas = Canvas(window, size, scatter)
     caption = SCENES[kind](canvas, np.random.default_rng([seed, list(SCENES).index(kind)]))
     return canvas.picture(), caption
 

@@ -19,7 +19,7 @@ from .errors import BundleError
 from .files import sha256_of
 from .shapes import NAMES, Dimension, Size, dimensions, resolve
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_SIDE = 8192
@@ -53,6 +53,7 @@ class Component(msgspec.Struct, frozen=True):
     parameters: int
     # Against the diffusers module in fp32, of a hoisted UNet's parts that of the whole; None: equal to the last bit.
     parity_psnr_db: float | None = None
+    packed: str | None = None  # the file that the engine's weights are made of when it is loaded: see packed.py
 
     def input_shape(self, name: str) -> tuple[Dimension, ...]:
         """The shape of the input called `name`; raises BundleError when there is none."""
@@ -227,6 +228,10 @@ def _check_values(manifest: Manifest, root: Path) -> None:
         require(
             component.engine in manifest.files,
             f"the engine of {name}, '{component.engine}', is not a listed file",
+        )
+        require(
+            component.packed is None or component.packed in manifest.files,
+            f"the packed weights of {name}, '{component.packed}', are not a listed file",
         )
         for spec in (*component.inputs, *component.outputs):
             named = all(side in NAMES for side in spec.shape if isinstance(side, str))

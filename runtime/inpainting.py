@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from .backends import Array, Engine, backend_for
 from .bundle import HOISTED_INPUTS, REBUILD, Bundle
 from .errors import BundleError, UserError
+from .packed import unpacked
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .shapes import Size, dimensions, resolve
 from .tokenizer import ClipTokenizer
@@ -59,8 +62,11 @@ class Inpainting:
     Ho and Salimans 2022 (classifier-free guidance).
     """
 
-    def __init__(self, bundle: Bundle, size: Size | None = None) -> None:
-        self.bundle = bundle
+    def __init__(
+        self, bundle: Bundle, size: Size | None = None, on_run: Callable[[str, Feeds], None] | None = None
+    ) -> None:
+        """`on_run` is told of each run of a component's engine, and what is fed to it."""
+        self.bundle, self._on_run = bundle, on_run
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
@@ -75,17 +81,25 @@ class Inpainting:
         """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
         if (component, batch) not in self._engines:
             manifest = self.bundle.manifest
-            self._engines[component, batch] = backend_for(manifest.target).load(
-                self.bundle.engine(component), manifest.recipe.compute, manifest.components[component].inputs,
-                dimensions(self.size, manifest.vae_scale_factor, batch),
-            )  # fmt: skip
+            with self._engine_file(component) as file:
+                self._engines[component, batch] = backend_for(manifest.target).load(
+                    file, manifest.recipe.compute, manifest.components[component].inputs,
+                    dimensions(self.size, manifest.vae_scale_factor, batch),
+                )  # fmt: skip
         return self._engines[component, batch]
+
+    def _engine_file(self, component: str) -> AbstractContextManager[Path]:
+        """An engine beside all of its weights, for as long as it takes to load it."""
+        file, packed = self.bundle.engine(component), self.bundle.manifest.components[component].packed
+        return nullcontext(file) if packed is None else unpacked(file, self.bundle.file(packed))
 
     def _run(self, component: str, feeds: Mapping[str, Array], output: str, batch: int = 1) -> Array:
         return self._run_all(component, feeds, [output], batch)[output]
 
     def _run_all(self, component: str, feeds: Mapping[str, Array], outputs: Iterable[str], batch: int = 1) -> Feeds:
         engine = self.engine(component, batch)
+        if self._on_run:
+            self._on_run(component, dict(feeds))
         try:
             made = engine.run(feeds)
             return {name: made[name] for name in outputs}

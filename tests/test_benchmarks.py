@@ -39,6 +39,7 @@ HOSTILE = "<img src=x onerror=alert(1)> $\\frac{"
 LONG_PROMPT = "a meadow " * 60
 PICTURE = np.random.default_rng(7).integers(0, 256, (80, 96, 3), np.uint8)
 STEPS, EVERY, RUNS = 2, 4, 3
+PARTS = ["UNet, hoisted: once per prompt", "UNet, hoisted: once per timestep"]
 
 
 def quick(image: Path, **changes: Any) -> BenchSettings:
@@ -55,12 +56,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Outcome:
-    """A benchmark of three bundles: both targets, and a copy of the first under a hostile name."""
+    """A benchmark of some bundles."""
 
-    def __init__(self, bundles: dict[str, Path], image: Path, folder: Path) -> None:
-        copy = folder / HOSTILE
-        shutil.copytree(bundles["onnxruntime-fp32"], copy)
-        self.bundles = [bundles["onnxruntime-fp32"], bundles["openvino-cpu-fp32"], copy]
+    def __init__(self, bundles: list[Path], image: Path, folder: Path) -> None:
+        self.bundles = bundles
         self.settings = quick(image, prompt=LONG_PROMPT)
         self.out = folder / "out"
         self.progress: list[str] = []
@@ -70,7 +69,28 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(tiny_bundles: dict[str, Path], image: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return Outcome(tiny_bundles, image, tmp_path_factory.mktemp("bench"))
+    """A benchmark of three bundles: both targets, and a copy of the first under a hostile name."""
+    folder = tmp_path_factory.mktemp("bench")
+    copy = shutil.copytree(tiny_bundles["onnxruntime-fp32"], folder / HOSTILE)
+    return Outcome([tiny_bundles["onnxruntime-fp32"], tiny_bundles["openvino-cpu-fp32"], copy], image, folder)
+
+
+@pytest.fixture(scope="module")
+def hoisting(
+    tiny_bundles: dict[str, Path],
+    hoisted_bundles: dict[str, Path],
+    image: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outcome:
+    """A benchmark of a plain bundle and of one whose UNet is in three parts."""
+    bundles = [tiny_bundles["onnxruntime-fp32"], hoisted_bundles["onnxruntime-fp32"]]
+    return Outcome(bundles, image, tmp_path_factory.mktemp("bench-hoisted"))
+
+
+@pytest.fixture(params=["outcome", "hoisting"])
+def either(request: pytest.FixtureRequest) -> Outcome:
+    found: Outcome = request.getfixturevalue(request.param)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ what is measured
@@ -101,8 +121,8 @@ def test_each_component_is_timed_the_stated_number_of_times(outcome: Outcome) ->
             assert component.first_run_ms > 0
 
 
-def test_component_sizes_are_those_of_the_files(outcome: Outcome) -> None:
-    for path, bundle in zip(outcome.bundles, outcome.results.bundles, strict=True):
+def test_component_sizes_are_those_of_the_files(either: Outcome) -> None:
+    for path, bundle in zip(either.bundles, either.results.bundles, strict=True):
         for name, component in bundle.components.items():
             assert component.size_bytes == sum(file.stat().st_size for file in (path / name).iterdir())
         tokenizer = sum(file.stat().st_size for file in (path / "tokenizer").iterdir())
@@ -121,8 +141,8 @@ def test_the_zoom_adds_up(outcome: Outcome) -> None:
         assert zoom.keyframe.median_ms > (2 * STEPS * unet + decoder) / 4  # one of noise: a factor of 4
 
 
-def test_opening_is_timed_from_the_start_of_the_process(outcome: Outcome) -> None:
-    for bundle in outcome.results.bundles:
+def test_opening_is_timed_from_the_start_of_the_process(either: Outcome) -> None:
+    for bundle in either.results.bundles:
         loading_ms = sum(component.load_ms for component in bundle.components.values())
         assert bundle.open.after_import_ms == pytest.approx(bundle.open.check_ms + loading_ms, rel=0.05, abs=5)
         imports_ms = bundle.open.from_process_start_ms - bundle.open.after_import_ms
@@ -164,15 +184,40 @@ def test_a_measuring_process_run_by_hand_prints_one_json_object_a_line(outcome: 
     assert done.stderr == ""
 
 
-def test_progress_is_told_as_often_as_announced(outcome: Outcome) -> None:
-    assert len(outcome.progress) == outcome.settings.stage_count(bundles=3)
-    assert "onnxruntime-fp32: keyframe 2 of 2" in outcome.progress
+def test_progress_is_told_as_often_as_announced(either: Outcome) -> None:
+    assert len(either.progress) == either.settings.stage_count(len(either.bundles))
+    assert f"{either.results.bundles[0].name}: keyframe 2 of 2" in either.progress
 
 
 def test_a_slow_component_runs_less_often(tiny_bundles: dict[str, Path], image: Path, tmp_path: Path) -> None:
     settings = quick(image, runs=500, budget_seconds=1e-6)
     result = measure_bundle(tiny_bundles["onnxruntime-fp32"], settings, tmp_path)
     assert {component.latency.run_count for component in result.components.values()} == {3}
+
+
+def test_the_parts_of_a_hoisted_unet_are_components_like_others(hoisting: Outcome) -> None:
+    plain, hoisted = hoisting.results.bundles
+    assert list(hoisted.components) == list(open_manifest(hoisting.bundles[1]).manifest.components)
+    assert hoisted.components.keys() - plain.components.keys() == {"unet_text", "unet_time"}
+    for name in ("unet_text", "unet_time"):
+        component = hoisted.components[name]
+        assert component.latency.run_count == RUNS
+        assert min(component.parameters, component.load_ms, component.first_run_ms, component.latency.p10_ms) > 0
+    parameters = [component.parameters for name, component in hoisted.components.items() if name.startswith("unet")]
+    assert sum(parameters) == pytest.approx(plain.components["unet"].parameters, rel=0.001)  # they share constants
+
+
+def test_the_page_has_rows_and_bars_of_hoisted_parts_where_a_bundle_has_them(hoisting: Outcome) -> None:
+    page = Page(hoisting.page)
+    charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
+    plain, hoisted = (bundle.name for bundle in hoisting.results.bundles)
+    titles = ["Text encoder", *PARTS, "UNet, one pass", "VAE encoder", "VAE decoder"]
+    assert [chart.partition(". ")[0] for chart in charts[:6]] == titles
+    for title, chart in zip(titles, charts[:6], strict=True):
+        assert f"{hoisted}: " in chart
+        assert (f"{plain}: " in chart) == (title not in PARTS)
+    table = page.text.partition("First run, ms")[2].partition("The whole zoom")[0]
+    assert (table.count(plain), table.count(hoisted)) == (4, 6)
 
 
 # ------------------------------------------------------------------------------------------ quality

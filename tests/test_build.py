@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,14 +17,18 @@ import numpy as np
 import onnx
 import pytest
 
+from outzoom.benchmarks.readme import RESULTS
 from outzoom.export import Plan, Recipe, Shapes, check_disk, estimate, open_checkpoint, read_recipe
 from outzoom.export import build as build_all
+from outzoom.export.estimate import BUSY_JOBS, component_weights, stage_cost
 from outzoom.export.parity import reference_output, tensor_psnr_db
+from outzoom.export.plan import all_stages
 from outzoom.runtime import OutzoomError, UserError, open_bundle, open_manifest
 from outzoom.runtime.files import sha256_of
 
 COMPONENTS = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
 TARGETS = ["onnxruntime", "openvino-cpu"]
+FULL_SIZE = json.loads((RESULTS / "full-size.json").read_text())
 STRICT = Recipe("strict", "cannot be met", "float16", "float32", min_psnr_db=200)
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
@@ -355,6 +360,94 @@ def test_an_estimate_says_what_is_still_to_be_done(plan, make):
     assert before.disk_bytes > before.kept_bytes
     after = estimate(planned)
     assert (after.stages, after.seconds, after.disk_bytes, after.peak_memory_bytes) == ((), 0, 0, 0)
+
+
+def write_hole(file, shapes, dtype, rng):
+    """A safetensors file with its whole header, and a hole in the place of its data."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(8 + len(encoded) + end)
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    """A plan of what benchmarks/results/full-size.json is about, made from headers alone."""
+    import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("full-size")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_checkpoint, "write_safetensors", write_hole)
+        patch.setattr(Plan, "source_sha256", "0" * 64)  # of 2.6 GB of zeros
+        make_checkpoint.write_checkpoint("sd2-inpainting", "float16", folder)
+        recipes = (read_recipe("fp16"), read_recipe("int8"))
+        yield Plan(open_checkpoint(folder), tuple(TARGETS), recipes, Shapes(((512, 512),)), folder / "out", jobs=2)
+
+
+@pytest.fixture(scope="module")
+def full_size_costs(full_size):
+    """What each of its stages is expected to take, by name."""
+    weights = component_weights(full_size.checkpoint)
+    found = {s.key: s for bundle in full_size.bundles for e in bundle.engines.values() for s in all_stages(e)}
+    return {stage.name: stage_cost(stage, weights, full_size.shapes) for stage in found.values()}
+
+
+@pytest.mark.parametrize(("part", "count"), [("onnx_export", 8), ("build_openvino-cpu", 16), ("build_onnxruntime", 16)])
+def test_the_estimate_of_each_stage_at_full_size_is_near_what_was_measured(full_size_costs, part, count):
+    measured = FULL_SIZE[part]["stages"]
+    assert len(measured) == count
+    for name, (seconds, peak_memory_bytes) in measured.items():
+        cost = full_size_costs[name]
+        assert 1 / 2 <= cost.seconds / seconds <= 2, name
+        assert 1 / 1.5 <= cost.peak_memory_bytes / peak_memory_bytes <= 1.5, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_estimate_of_a_build_at_full_size_is_near_what_was_measured(full_size, target):
+    expected, measured = estimate(replace(full_size, targets=(target,), recipes=full_size.recipes[:1])), FULL_SIZE
+    assert expected.seconds == pytest.approx(measured[f"build_{target}"]["wall_seconds"], rel=0.25)
+    assert expected.kept_bytes == pytest.approx(measured[f"build_{target}"]["size_bytes"], rel=0.1)
+
+
+def test_the_estimate_of_a_calibration_counts_the_runs_of_its_zooms(full_size, full_size_costs):
+    settings = full_size.recipes[1].calibration
+    runs = len(settings.prompts) * settings.keyframes * settings.steps * 2  # with and without the prompt
+    measured = FULL_SIZE["zoom_onnxruntime"]["unet_call_seconds"]["median"]  # with both cores to itself
+    unet, zooms = (full_size_costs[name] for name in ("unet: measure activations, int8", "zoom for calibration"))
+    assert 1 / 1.5 <= unet.seconds / BUSY_JOBS / runs / measured <= 1.5
+    assert zooms.seconds > unet.seconds
+    assert zooms.peak_memory_bytes > 4 * 1.29e9  # all engines, in float32
+
+
+def test_every_weight_of_the_vae_is_the_encoders_or_the_decoders(tiny_checkpoint):
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    weights, stored = component_weights(checkpoint), checkpoint.weights("vae").values()
+    halves = [weights["vae_encoder"], weights["vae_decoder"]]
+    assert min(half.tensors for half in halves) > 0
+    assert sum(half.tensors for half in halves) == len(stored)
+    assert sum(half.parameters for half in halves) == sum(math.prod(tensor.shape) for tensor in stored)
+
+
+def test_more_sizes_and_a_batch_cost_more_where_they_are_run(plan):
+    planned = plan(recipes=["fp16"])
+    weights = component_weights(planned.checkpoint)
+    engines = planned.bundles[0].engines.values()
+    stages = {stage.name: stage for engine in engines for stage in all_stages(engine)}
+    one, two, pair = Shapes(((64, 64),)), Shapes(((64, 64), (128, 64))), Shapes(((64, 64),), batch=2)
+
+    def costs(name):
+        return [stage_cost(stages[name], weights, shapes) for shapes in (one, two, pair)]
+
+    for name in ("unet: run the checkpoint's module", "unet: compile for onnxruntime, fp16"):
+        alone, sizes, batch = costs(name)
+        assert sizes.seconds > 2 * alone.seconds and batch.seconds > alone.seconds
+        assert sizes.peak_memory_bytes == batch.peak_memory_bytes > alone.peak_memory_bytes  # both: twice the pixels
+    for name in ("unet: export the graph", "unet: write ONNX, fp16", "text_encoder: run the checkpoint's module"):
+        assert len(set(costs(name))) == 1
 
 
 def test_more_than_is_free_is_refused(plan):

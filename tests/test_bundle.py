@@ -83,15 +83,15 @@ def nested(depth, opening, closing):
     [
         pytest.param(b"", ["damaged"], id="empty"),
         pytest.param(b"zoom", ["damaged", "JSON"], id="not JSON"),
-        pytest.param(b'{"schema_version": 2', ["damaged", "truncated"], id="cut short"),
-        pytest.param(b'{"schema_version": 2, "target": "\xff"}', ["damaged", "utf-8"], id="not UTF-8"),
+        pytest.param(b'{"schema_version": 3', ["damaged", "truncated"], id="cut short"),
+        pytest.param(b'{"schema_version": 3, "target": "\xff"}', ["damaged", "utf-8"], id="not UTF-8"),
         pytest.param(b"[]", ["damaged", "Expected `object`"], id="a list"),
         pytest.param(b"{}", ["damaged", "`schema_version`"], id="no version"),
         pytest.param(b'{"schema_version": "2"}', ["damaged", "Expected `int`"], id="version is text"),
         pytest.param(b'{"schema_version": ' + b"9" * 5000 + b"}", ["damaged"], id="version of 5000 digits"),
-        pytest.param(b'{"schema_version": 2, "x": ' + nested(99_999, b"[", b"]") + b"}", ["recursion"], id="deep list"),
+        pytest.param(b'{"schema_version": 3, "x": ' + nested(99_999, b"[", b"]") + b"}", ["recursion"], id="deep list"),
         pytest.param(
-            b'{"schema_version": 2, "scheduler": ' + nested(99_999, b'{"a":', b"}") + b"}", ["recursion"], id="deep map"
+            b'{"schema_version": 3, "scheduler": ' + nested(99_999, b'{"a":', b"}") + b"}", ["recursion"], id="deep map"
         ),
         pytest.param(b" " * (MAX_MANIFEST_BYTES + 1), [str(MAX_MANIFEST_BYTES)], id="huge"),
     ],
@@ -101,11 +101,11 @@ def test_a_damaged_manifest_says_so(bundle, data, words):
     assert_refused(bundle, *words)
 
 
-@pytest.mark.parametrize(("step", "words"), [(1, ["newer", "3"]), (-1, ["older", "1"])], ids=["newer", "older"])
-def test_another_schema_is_named(bundle, step, words):
+@pytest.mark.parametrize(("step", "age"), [(1, "newer"), (-1, "older")])
+def test_another_schema_is_named(bundle, step, age):
     # whatever else another version holds is not looked at
     write(bundle, {"schema_version": SCHEMA_VERSION + step, "components": "changed"})
-    assert_refused(bundle, "schema version", *words)
+    assert_refused(bundle, "schema version", age, str(SCHEMA_VERSION + step))
 
 
 @pytest.mark.parametrize("key", ["target", "recipe", "source", "sizes", "scheduler", "components", "files", "build"])

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
 from outzoom.export.checkpoint import MAX_CONFIG_BYTES, PART_OF
-from outzoom.export.safetensors import read_header
 from outzoom.export.work import run_module
 from outzoom.runtime import UserError
+from outzoom.runtime.safetensors import read_header
 
 UNET, VAE, TEXT = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"
 CONFIGS = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
@@ -241,7 +241,7 @@ def test_damaged_safetensors_are_refused_before_anything_is_built(checkpoint, da
 
 
 def test_a_header_over_the_limit_is_not_read(checkpoint, monkeypatch):
-    monkeypatch.setattr("outzoom.export.safetensors.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("outzoom.runtime.safetensors.MAX_HEADER_BYTES", 100)
     assert_refused(checkpoint, "damaged", "header claims")
 
 

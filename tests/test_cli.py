@@ -137,6 +137,8 @@ def test_the_version_is_shown(run):
         (["export-all", "--target", "onxruntime"], ["no target 'onxruntime'", "did you mean 'onnxruntime'?"]),
         (["export-all", "--recipe", "fp61"], ["no recipe 'fp61'", "did you mean 'fp16'?"]),
         (["export-all", "--recipe", "mine.toml"], ["no recipe file 'mine.toml'"]),
+        (["export-all", "--hoist", "--batch", "2"], ["takes one picture at a time, and batch 2 is asked for"]),
+        (["export-all", "--hoist", "--interop"], ["optimum's pipelines take the UNet whole", "leave out --hoist"]),
         (["export-all", "nowhere"], ["no checkpoint 'nowhere'", "owner/name@revision"]),
         (["export-all", "--config", "nowhere"], ["--config is for a single file"]),
         (["inspect", "nowhere"], ["no bundle 'nowhere'", "export-all"]),
@@ -322,6 +324,21 @@ def test_export_all_builds_and_inspect_shows(run, run_json, tiny_checkpoint, tmp
     assert "onnxruntime, recipe fp16, 64x64" in out
     for name in ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
         assert name in out
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_export_all_hoists_and_the_bundle_zooms(run_json, zoom, tiny_checkpoint, stage_cache, tmp_path):
+    code, result, err = run_json("export-all", tiny_checkpoint, "--hoist", "--out", "made", "--cache", stage_cache)
+    assert code == 0, err
+    (made,) = result["bundles"]
+    parts = ["text_encoder", "unet_text", "unet_time", "unet", "vae_encoder", "vae_decoder"]
+    assert list(made["components"]) == parts
+    assert {*names(tmp_path / made["path"])} == {*parts, "tokenizer", "bundle.json"}
+    arguments = zoom()
+    arguments[1] = made["path"]
+    code, result, _ = run_json(*arguments)
+    assert (code, result["frames"], result["keyframes_painted"]) == (0, 6, 1)
+    assert len(frames_of(tmp_path / "zoom.mp4")) == 6
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, run_json, tiny_checkpoint, tmp_path):

@@ -50,6 +50,10 @@ class OnnxRuntime:
             link_or_copy(file, folder / file.name)
         return folder / onnx.name
 
+    def weights_file(self, engine: Path) -> Path:
+        """The external data of model.onnx."""
+        return engine.with_name(f"{engine.name}.data")
+
     def load(
         self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
     ) -> OnnxRuntimeEngine:

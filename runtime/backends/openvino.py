@@ -60,6 +60,10 @@ class OpenVino:
         _mark_compressed_weights(engine)
         return engine
 
+    def weights_file(self, engine: Path) -> Path:
+        """The .bin of an IR."""
+        return engine.with_suffix(".bin")
+
     def load(
         self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
     ) -> OpenVinoEngine:

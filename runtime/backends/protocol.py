@@ -34,6 +34,10 @@ class Backend(Protocol):
         """Write the engine for the ONNX model (and its weights) into `folder`; the engine's path."""
         ...
 
+    def weights_file(self, engine: Path) -> Path:
+        """The file beside an engine that holds its weights."""
+        ...
+
     def load(self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Engine:
         """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`."""
         ...

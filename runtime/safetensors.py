@@ -8,15 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import UserError
+from .errors import UserError
 
 MAX_HEADER_BYTES = 100 * 2**20
-BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
+METADATA = "__metadata__"
+AGAIN = "download it again"
+BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}  # what weights of a checkpoint may be
+NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
+KNOWN_TYPES = ", ".join(NUMPY_TYPES)
 
 
 class HeaderEntry(msgspec.Struct):
@@ -52,6 +57,19 @@ class StoredTensor:
             data = (data.astype(np.uint32) << 16).view(np.float32)
         return data.reshape(self.shape).astype(np.float32, copy=False)
 
+    def read(self) -> NDArray[Any]:
+        """The tensor read from the file, in its own type; raises UserError for other types and a shortened file."""
+        if self.dtype not in NUMPY_TYPES:
+            raise UserError(f"a tensor of '{self.file}' is {self.dtype}", hint="packed weights are " + KNOWN_TYPES)
+        dtype = np.dtype(NUMPY_TYPES[self.dtype])
+        count = math.prod(self.shape)
+        if self.size_bytes != count * dtype.itemsize:
+            raise UserError(f"a tensor of '{self.file}' has {self.size_bytes} bytes for the shape {self.shape}")
+        data = np.fromfile(self.file, dtype, count, offset=self.offset)
+        if data.size != count:
+            raise UserError(f"'{self.file}' ends in the middle of a tensor", hint="did it change while it was read?")
+        return data.reshape(self.shape)
+
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors in a safetensors file, every offset and size checked against the file; raises UserError.
@@ -59,18 +77,34 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Their `file` is where a symbolic link leads, such as those of the hub's cache.
     """
     total, target = file.stat().st_size, file.resolve()
+    header, data_start = _decoded_header(file)
+    header.pop(METADATA, None)
+    try:
+        return {name: _stored_tensor(target, name, raw, data_start, total) for name, raw in header.items()}
+    except ValueError as error:  # msgspec's own errors are ValueErrors
+        raise UserError(f"'{file}' is damaged: {error}", hint=AGAIN) from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors; raises UserError."""
+    header, _ = _decoded_header(file)
+    try:
+        return msgspec.json.decode(header.get(METADATA, b"{}"), type=dict[str, str])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{file}' is damaged: {error}", hint=AGAIN) from error
+
+
+def _decoded_header(file: Path) -> tuple[dict[str, msgspec.Raw], int]:
+    """The header, and where the data after it begin."""
+    total = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(MAX_HEADER_BYTES, total - 8):
-            raise UserError(
-                f"'{file}' is damaged: its header claims {length} bytes, the file has {total}", hint="download it again"
-            )
+            raise UserError(f"'{file}' is damaged: its header claims {length} bytes, the file has {total}", hint=AGAIN)
         try:
-            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
-            header.pop("__metadata__", None)
-            return {name: _stored_tensor(target, name, raw, 8 + length, total) for name, raw in header.items()}
-        except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-            raise UserError(f"'{file}' is damaged: {error}", hint="download it again") from error
+            return msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw]), 8 + length
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"'{file}' is damaged: {error}", hint=AGAIN) from error
 
 
 def _stored_tensor(file: Path, name: str, raw: msgspec.Raw, data_start: int, total: int) -> StoredTensor:

@@ -1,0 +1,131 @@
+"""Activations of eight bits: QuantizeLinear and DequantizeLinear before what an engine then computes in integers.
+
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference" (arXiv 1712.05877), section 2; the pattern of operators is ONNX's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from .cast import initializer
+from .layers import ROUNDED, checkpoint_name
+from .ranges import Range
+
+STEPS = 255
+SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
+
+
+Quantized = Callable[[str, str], bool]  # whether a layer, by its operator and weight's name, computes in integers
+
+
+def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: bool) -> dict[str, int]:
+    """The tensors that `quantize_activations` rounds, and the axis of each that counts channels.
+
+    `products` asks for those of two activations, as in attention, too; `outputs` for what convolutions make.
+    """
+    found: dict[str, int] = {}
+    for node in _nodes(model, quantized, products):
+        for value in _inputs(node):
+            found[str(value.name)] = 1 if node.op_type == "Conv" else -1
+    for value in _outputs(model, quantized) if outputs else ():
+        found.setdefault(str(value.name), 1)
+    return found
+
+
+def quantize_activations(
+    model: ir.Model, ranges: Mapping[str, Range], quantized: Quantized, products: bool, outputs: bool
+) -> ir.Model:
+    """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
+
+    Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
+    """
+    model = model.clone()
+    rounded: dict[ir.Value, ir.Value] = {}
+    for value in _outputs(model, quantized) if outputs else ():
+        uses = list(value.uses())
+        rounded[value] = _round(model, value, ranges[str(value.name)])
+        for use in uses:
+            use.node.replace_input_with(use.idx, rounded[value])
+    made = {result: value for value, result in rounded.items()}
+    for node in list(_nodes(model, quantized, products)):
+        for position, source in enumerate(node.inputs):
+            if source is not None and source in _inputs(node) and source not in made:
+                if source not in rounded:
+                    rounded[source] = _round(model, source, ranges[str(source.name)])
+                node.replace_input_with(position, rounded[source])
+        if node.op_type == "MatMul":
+            _keep_bias_apart(model, node)
+    return model
+
+
+def asymmetric(ends: Range) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point by which 0..255 cover a range that holds 0: value = (code - zero point) * scale."""
+    low, high = ends
+    scale = np.float32(max(high - low, SMALLEST_RANGE) / STEPS)
+    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, STEPS))
+
+
+def _round(model: ir.Model, value: ir.Value, ends: Range) -> ir.Value:
+    """What a tensor is after it was rounded; the two nodes stand right after the one that makes it."""
+    scale, zero_point = asymmetric(ends)
+    parameters = [
+        initializer(model, ir.tensor(np.asarray(number), name=f"{value.name}.{kind}"))
+        for kind, number in (("scale", scale), ("zero_point", zero_point))
+    ]
+    quantize = ir.node("QuantizeLinear", [value, *parameters])
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{value.name}.codes", f"{value.name}{ROUNDED}"
+    dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+    producer = value.producer()
+    if producer is None:
+        model.graph.insert_before(model.graph[0], [quantize, dequantize])
+    else:
+        model.graph.insert_after(producer, [quantize, dequantize])
+    return dequantize.outputs[0]
+
+
+def _keep_bias_apart(model: ir.Model, product: ir.Node) -> None:
+    """Give the bias that is added to a product as many axes as the product has.
+
+    ONNX Runtime makes one float Gemm of a product and a bias of one axis, before it looks for what it can compute in
+    integers: half of the demo UNet's products were, which took twice the time.
+    """
+    rank = len(product.outputs[0].shape or ())
+    for use in product.outputs[0].uses():
+        for position, bias in enumerate(use.node.inputs):
+            tensor = bias.const_value if bias is not None and bias.is_initializer() else None
+            if use.node.op_type == "Add" and tensor is not None and len(tensor.shape) == 1 < rank - 1:
+                name = f"{tensor.name}.axes{rank}"
+                if name not in model.graph.initializers:
+                    reshaped = tensor.numpy().reshape((1,) * (rank - 1) + (-1,))
+                    initializer(model, ir.tensor(reshaped, name=name))
+                use.node.replace_input_with(position, model.graph.initializers[name])
+                if bias is not None and not bias.uses():
+                    del model.graph.initializers[str(bias.name)]
+
+
+def _nodes(model: ir.Model, quantized: Quantized, products: bool) -> Iterator[ir.Node]:
+    """The nodes whose inputs are rounded: those of quantized layers, and with `products` those of two activations."""
+    for node in model.graph:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            weight = node.inputs[1]
+            if weight is not None and weight.is_initializer():
+                if quantized(node.op_type, checkpoint_name(str(weight.name))):
+                    yield node
+            elif products and node.op_type == "MatMul":
+                yield node
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    """Those of a product's two factors that are activations."""
+    return [value for value in node.inputs[:2] if value is not None and not value.is_initializer()]
+
+
+def _outputs(model: ir.Model, quantized: Quantized) -> list[ir.Value]:
+    """What convolutions make, unless it leaves the graph."""
+    made = [node.outputs[0] for node in _nodes(model, quantized, False) if node.op_type == "Conv"]
+    return [value for value in made if not value.is_graph_output()]

@@ -1,0 +1,63 @@
+"""What is known of a layer's inputs: how large each is, and how they go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from .layers import Layer
+from .statistics import TensorStatistics
+
+MOST_COLUMNS = 6144  # of a layer whose covariance is measured: 150 MB of float32
+ROWS_OF_A_RUN = 512  # places of a picture, or tokens, that one run adds to a covariance
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Statistics of activations by their names, and a folder of covariances by the layers' names."""
+
+    statistics: Mapping[str, TensorStatistics]
+    covariances: Path
+
+    def mean_squares(self, layer: Layer) -> NDArray[np.float32]:
+        """Of each column's input, (columns,): of a convolution the same at every place of the kernel."""
+        channels = np.square(self.statistics[layer.input_name].rms)
+        return np.tile(channels, layer.columns // len(channels))
+
+    def covariance(self, layer: Layer) -> NDArray[np.float32] | None:
+        """The mean of x x^T over a layer's inputs x, (columns, columns); None for a layer too wide for it."""
+        file = covariance_file(self.covariances, layer.name)
+        return np.load(file, allow_pickle=False) if file.exists() else None
+
+
+def covariance_file(folder: Path, layer: str) -> Path:
+    """Where the covariance of a layer's inputs is."""
+    return folder / f"{layer}.npy"
+
+
+def input_rows(layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inputs of a layer's output channels, (rows, columns): an even choice of at most ROWS_OF_A_RUN of them.
+
+    `values` is what flows into the layer: a picture (1, channels, height, width), or (..., channels).
+    """
+    if layer.op_type != "Conv":
+        rows = values.reshape(-1, values.shape[-1])
+        return rows[_even_choice(len(rows))]
+    kernel = layer.matrix_shape[1:-1]
+    attributes = layer.node.attributes
+    pads = attributes["pads"].as_ints() if "pads" in attributes else [0] * 4
+    strides = attributes["strides"].as_ints() if "strides" in attributes else [1, 1]
+    padded = np.pad(values[0], ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    windows = sliding_window_view(padded, kernel, axis=(1, 2))[:, :: strides[0], :: strides[1]]
+    places = windows.shape[1] * windows.shape[2]
+    y, x = np.unravel_index(_even_choice(places), windows.shape[1:3])
+    return windows[:, y, x].transpose(1, 2, 3, 0).reshape(len(y), -1)
+
+
+def _even_choice(count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(count, ROWS_OF_A_RUN)).round().astype(np.int64))

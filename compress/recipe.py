@@ -1,0 +1,185 @@
+"""What a recipe says: for each layer, by component and name, what is done to its weight."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+import msgspec
+
+from ..runtime.bundle import COMPONENTS
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Operator = Literal["Conv", "MatMul", "Gemm", "Gather"]
+OPERATORS: tuple[Operator, ...] = ("Conv", "MatMul", "Gemm", "Gather")
+ComponentName = Literal["text_encoder", "unet", "vae_encoder", "vae_decoder"]
+
+
+class Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Set a fraction of the weights to zero: those of the lowest scores of the layer or of each row.
+
+    A score is the weight's magnitude, by "wanda" times the root mean square of the input that it meets.
+    """
+
+    fraction: Fraction
+    scope: Literal["layer", "row"] = "layer"
+    scores: Literal["magnitude", "wanda"] = "magnitude"
+
+
+class Sparsify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Keep `n` of each `m` neighbouring inputs: the largest, or by "sparsegpt" those that are the least missed.
+
+    The latter changes what is kept, so that it makes up for what is lost.
+    """
+
+    n: Annotated[int, msgspec.Meta(ge=1, le=15)]
+    m: Annotated[int, msgspec.Meta(ge=2, le=16)]
+    method: Literal["magnitude", "sparsegpt"] = "magnitude"
+
+    def __post_init__(self) -> None:
+        """Refuse what would keep all."""
+        if not self.n < self.m:
+            raise ValueError(f"n must be below m, got {self.n}:{self.m}")
+
+
+class KMeans(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="method", tag="kmeans"):
+    """Share weights: a codebook of 2**bits values for each of `groups` runs of output channels.
+
+    There are fewer groups where the channels do not divide into so many: as many as divide both.
+
+    With `importance` the squared errors that it makes small are weighted by the mean squares of the inputs.
+    """
+
+    bits: Annotated[int, msgspec.Meta(ge=1, le=8)]
+    groups: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1
+    importance: bool = False
+
+
+class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="method", tag="int4"):
+    """Four bits for each weight, a scale for each `block` inputs.
+
+    Weights are rounded to the nearest, or by "gptq" so that they make up for each other's errors. With `importance`
+    the squared errors that `clip` makes small are weighted by the mean squares of the inputs.
+    """
+
+    block: Literal[16, 32, 64, 128] = 64
+    symmetric: bool = True
+    clip: Literal["none", "mse"] = "mse"
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    importance: bool = False
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is done to the layers that it is for: first pruned, then sparsified, then stored.
+
+    `engine` is the type that the weight has in the engine, to which it is expanded when the bundle is opened.
+    """
+
+    components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+    layers: tuple[str, ...] = ("*",)
+    operators: tuple[Operator, ...] = OPERATORS
+    prune: Prune | None = None
+    sparsify: Sparsify | None = None
+    store: KMeans | Int4 | None = None
+    engine: Literal["float32", "float16", "int8", "int4"] = "float16"
+
+    def __post_init__(self) -> None:
+        """Refuse an engine type that the weights are not stored for."""
+        if self.engine == "int4" and not isinstance(self.store, Int4):
+            raise ValueError('engine = "int4" needs store = { method = "int4" }')
+
+    @property
+    def needs_covariance(self) -> bool:
+        """Whether it needs to know how a layer's inputs go together."""
+        gptq = isinstance(self.store, Int4) and self.store.rounding == "gptq"
+        return gptq or (self.sparsify is not None and self.sparsify.method == "sparsegpt")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it needs statistics of a layer's inputs."""
+        weighted = self.store is not None and self.store.importance
+        return self.needs_covariance or weighted or (self.prune is not None and self.prune.scores == "wanda")
+
+    def takes(self, component: str, operator: str, layer: str) -> bool:
+        """Whether it is for that layer."""
+        named = any(fnmatchcase(layer, pattern) for pattern in self.layers)
+        return named and component in self.components and operator in self.operators
+
+
+class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Round what flows into int8 layers to eight bits as well, so that they compute in integers.
+
+    `range` is how the ends of the eight bits are chosen; `products` asks for those of attention, too.
+    """
+
+    range: Literal["minmax", "percentile", "mse"] = "mse"
+    products: bool = False
+    components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The zooms on which activations are measured: for each prompt, keyframes out of a picture.
+
+    `pictures` are files, relative to the recipe's; they take turns. Without any, it is the demo's picture.
+    """
+
+    pictures: tuple[str, ...] = ()
+    prompts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = (
+        "an underwater reef with red fish and red corals",
+        "a night sky with a full moon over dark hills",
+        "a green meadow with yellow flowers under a blue sky",
+        "a town with red roofs at noon",
+    )
+    keyframes: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
+    steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    guidance: Annotated[float, msgspec.Meta(ge=0, le=100)] = 3.0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a bundle's weights are stored, what it computes in, and the least parity it may have.
+
+    Of several rules for a layer the first counts; `weights` is the type of the layers without one.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]  # becomes part of a folder's name
+    description: str
+    weights: Literal["float32", "float16"]
+    compute: Literal["float32", "fastest"]
+    min_psnr_db: Annotated[float, msgspec.Meta(ge=0, le=200)]
+    entropy_coding: bool = True  # of what is stored, where that makes it smaller
+    rules: tuple[Rule, ...] = ()
+    activations: Activations | None = None
+    calibration: Calibration = Calibration()
+
+    def rule(self, component: str, operator: str, layer: str) -> Rule | None:
+        """The rule that counts for a layer."""
+        return next((rule for rule in self.rules if rule.takes(component, operator, layer)), None)
+
+    def computes_in_integers(self, component: str, operator: str, layer: str) -> bool:
+        """Whether both the weight of a layer and what flows into it are of eight bits."""
+        rule = self.rule(component, operator, layer)
+        return self.rounds_activations(component) and rule is not None and rule.engine == "int8"
+
+    def measures(self, component: str, operator: str, layer: str) -> bool:
+        """Whether statistics of what flows into a layer are needed."""
+        rule = self.rule(component, operator, layer)
+        needed = rule is not None and rule.needs_inputs
+        return needed or self.computes_in_integers(component, operator, layer)
+
+    def needs_calibration(self, component: str) -> bool:
+        """Whether a component has to be run on calibration data."""
+        needed = any(rule.needs_inputs and component in rule.components for rule in self.rules)
+        return needed or self.rounds_activations(component)
+
+    def rounds_activations(self, component: str) -> bool:
+        """Whether a component's activations have to be measured."""
+        return self.activations is not None and component in self.activations.components
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A layer that a rule is for but can't take, or not wholly, and why."""
+
+    layer: str
+    reason: str

@@ -1,0 +1,172 @@
+"""Compress the weights of a graph, layer by layer, as a recipe says.
+
+Each weight is read, compressed and written out before the next is read. In the graph it stays as a tensor that is
+expanded from what was written, whenever somebody asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import gcd
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime import packed
+from ..runtime.errors import UserError
+from ..runtime.packed import PackedTensor
+from . import int4, kmeans, pruning, sparsity
+from .cast import cast_weight
+from .dequantize import dequantize_weight
+from .gptq import gptq
+from .inputs import MOST_COLUMNS, Inputs
+from .layers import Layer, find_layers
+from .matmul_nbits import multiply_by_blocks
+from .packing import PackedWriter
+from .recipe import Int4, KMeans, Left, Recipe, Rule
+
+INT8_MAX = 127
+Arrays = dict[str, NDArray[Any]]
+
+
+def compress_weights(
+    model: ir.Model, component: str, recipe: Recipe, writer: PackedWriter, inputs: Inputs | None = None
+) -> tuple[ir.Model, list[Left]]:
+    """A copy of `model` with the weights that the recipe's rules take as they say, stored by `writer`.
+
+    Also the layers that a rule is for but can't take, or not wholly. Rules that look at a layer's inputs need `inputs`.
+    """
+    model, left = model.clone(), []
+    for layer in find_layers(model):
+        rule = recipe.rule(component, layer.op_type, layer.name)
+        if rule is None:
+            continue
+        if reason := _refusal(layer, rule):
+            left.append(Left(layer.name, f"stays as it is: {reason}"))
+            continue
+        if rule.needs_covariance and _known(inputs).covariance(layer) is None:
+            left.append(Left(layer.name, f"is compressed without a look at its inputs: {_unmeasured(layer)}"))
+        if rule.engine == "int4" and isinstance(rule.store, Int4):
+            multiply_by_blocks(model, layer.value, _blocks(layer, _prepared(layer, rule, inputs), rule.store, inputs))
+            continue
+        tensor, arrays, unpacked = _compress_layer(layer, rule, inputs)
+        number = writer.add(tensor, arrays, unpacked)
+        _replace(model, layer, writer.lazy(number, tensor.name), arrays)
+    return model, left
+
+
+def _compress_layer(layer: Layer, rule: Rule, inputs: Inputs | None) -> tuple[PackedTensor, Arrays, dict[str, int]]:
+    """A layer's weight as the rule says: what it is, its arrays, and how many bits the small integers in them need."""
+    assert rule.engine != "int4"  # that is no tensor that another stands in for
+    matrix = _prepared(layer, rule, inputs)
+    scales = row_scales(matrix) if rule.engine == "int8" else None
+    storage, arrays, unpacked = _stored(layer, matrix, rule, scales, inputs)
+    if scales is not None:
+        arrays["row_scales"] = scales
+    name = f"{layer.value.name}.{rule.engine}"
+    tensor = PackedTensor(name, storage, rule.engine, layer.matrix_shape, layer.permutation, tuple(arrays))
+    return tensor, arrays, unpacked
+
+
+def _prepared(layer: Layer, rule: Rule, inputs: Inputs | None) -> NDArray[np.float32]:
+    """A layer's weight as a matrix, pruned and sparsified as the rule says; raises UserError if it is not finite."""
+    matrix = layer.matrix()
+    if not np.isfinite(matrix).all():
+        raise UserError(f"the weight '{layer.name}' holds NaN or infinities", hint="download the checkpoint again")
+    if rule.prune:
+        if rule.prune.scores == "wanda" and layer.op_type != "Gather":
+            scores = pruning.wanda_scores(matrix, np.sqrt(_known(inputs).mean_squares(layer)))
+        else:
+            scores = pruning.magnitude_scores(matrix)
+        matrix = pruning.prune(matrix, scores, rule.prune.fraction, rule.prune.scope)
+    if rule.sparsify:
+        covariance = _known(inputs).covariance(layer) if rule.sparsify.method == "sparsegpt" else None
+        if covariance is not None:
+            return sparsity.sparsegpt(matrix, covariance, rule.sparsify.n, rule.sparsify.m).astype(np.float32)
+        kept = sparsity.nm_mask(pruning.magnitude_scores(matrix), rule.sparsify.n, rule.sparsify.m)
+        matrix = np.where(kept, matrix, np.float32(0))
+    return matrix
+
+
+def row_scales(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What one step of symmetric int8 is worth in each row, (rows,): the largest magnitude is 127 steps."""
+    largest = np.abs(matrix).max(1) / np.float32(INT8_MAX)
+    scales: NDArray[np.float32] = np.where(largest > 0, largest, np.float32(1))
+    return scales
+
+
+def _stored(
+    layer: Layer, matrix: NDArray[np.float32], rule: Rule, scales: NDArray[np.float32] | None, inputs: Inputs | None
+) -> tuple[packed.Storage, Arrays, dict[str, int]]:
+    """The arrays that store a matrix."""
+    if isinstance(rule.store, KMeans):
+        groups, importance = gcd(len(matrix), rule.store.groups), _importance(layer, rule.store, inputs)
+        shared = kmeans.compress(matrix, rule.store.bits, groups, importance, _has_zeros(rule))
+        found: Arrays = {"indices": shared.indices, "codebook": shared.codebook}
+        return packed.Shared(rule.store.bits), found, {"indices": rule.store.bits}
+    if isinstance(rule.store, Int4):
+        blocks = _blocks(layer, matrix, rule.store, inputs)
+        found = {"codes": blocks.codes, "scales": blocks.scales}
+        found |= {} if rule.store.symmetric else {"zero_points": blocks.zero_points}
+        return packed.Blocks(rule.store.block), found, {"codes": 4}
+    values = matrix.astype(rule.engine) if scales is None else in_steps(matrix, scales)
+    if rule.sparsify:
+        sparse = sparsity.pack(values, rule.sparsify.n, rule.sparsify.m)
+        return packed.Sparse(rule.sparsify.n, rule.sparsify.m), {"values": sparse.values, "indices": sparse.indices}, {}
+    if rule.prune:
+        pruned = pruning.pack(values)
+        return packed.Pruned(), {"mask": pruned.mask_bits, "values": pruned.values}, {}
+    return packed.Plain(), {"values": values}, {}
+
+
+def _blocks(layer: Layer, matrix: NDArray[np.float32], store: Int4, inputs: Inputs | None) -> int4.BlockWeights:
+    covariance = _known(inputs).covariance(layer) if store.rounding == "gptq" else None
+    if covariance is not None:
+        return gptq(matrix, covariance, store.block, store.symmetric, store.clip)
+    return int4.compress(matrix, store.block, store.symmetric, store.clip, _importance(layer, store, inputs))
+
+
+def _importance(layer: Layer, store: KMeans | Int4, inputs: Inputs | None) -> NDArray[np.float32] | None:
+    """What the squared error of each column counts, (columns,); None if all count alike."""
+    return _known(inputs).mean_squares(layer) if store.importance and layer.op_type != "Gather" else None
+
+
+def _known(inputs: Inputs | None) -> Inputs:
+    if inputs is None:
+        raise ValueError("the recipe looks at the layers' inputs, and no statistics of them are given")
+    return inputs
+
+
+def in_steps(matrix: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    """A matrix in whole steps of its rows' scales."""
+    steps: NDArray[np.int8] = np.clip(np.rint(matrix / scales[:, None]), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return steps
+
+
+def _has_zeros(rule: Rule) -> bool:
+    return rule.prune is not None or rule.sparsify is not None
+
+
+def _refusal(layer: Layer, rule: Rule) -> str:
+    """Why a rule can't take a layer; empty if it can."""
+    if rule.engine == "int4" and layer.op_type != "MatMul":
+        return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16"
+    return ""
+
+
+def _unmeasured(layer: Layer) -> str:
+    """Why there is no covariance of a layer's inputs."""
+    if layer.op_type == "Gather":
+        return "an embedding is looked up, and has none"
+    return f"{layer.columns} are too many for a covariance; at most {MOST_COLUMNS} are taken"
+
+
+def _replace(model: ir.Model, layer: Layer, weight: ir.LazyTensor, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Let the graph use the compressed weight in place of the layer's."""
+    if weight.dtype == ir.DataType.INT8:
+        axis = layer.permutation.index(0)
+        dequantize_weight(model, layer.value, weight, arrays["row_scales"], axis)
+    else:
+        cast_weight(model, layer.value, weight)

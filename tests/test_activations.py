@@ -1,0 +1,126 @@
+"""Rounded activations: where the operators are put, that they round as the ranges say, and that engines use them."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
+
+from outzoom.compress.activations import activations, quantize_activations
+from outzoom.compress.packing import PackedWriter
+from outzoom.compress.ranges import choose_range
+from outzoom.compress.recipe import Recipe, Rule
+from outzoom.compress.statistics import TensorStatistics
+from outzoom.compress.weights import compress_weights
+
+
+def everything(operator, name):
+    return True
+
+
+def measured(model, names):
+    """Statistics of the named tensors over a few inputs."""
+    made = model.clone()
+    known = {value.name for value in made.graph.outputs}
+    for node in made.graph:
+        made.graph.outputs.extend(v for v in node.outputs if v.name in names and v.name not in known)
+    outputs = [value.name for value in made.graph.outputs]
+    found = dict.fromkeys(names)
+    engine = session(made)
+    for seed in range(8):
+        feeds = inputs(seed)
+        arrays = {**feeds, **dict(zip(outputs, engine.run(None, feeds), strict=True))}
+        for name, axis in names.items():
+            found[name] = found[name] or TensorStatistics.empty(arrays[name].shape[axis])
+            found[name].add(arrays[name], axis)
+    return found
+
+
+def quantized(*, outputs, products=False, layers=everything):
+    model = small_model()
+    names = activations(model, layers, products, outputs)
+    ranges = {name: choose_range(one, "minmax") for name, one in measured(model, names).items()}
+    return quantize_activations(model, ranges, layers, products, outputs)
+
+
+def count(model, kind):
+    return sum(node.op_type == kind for node in model.graph)
+
+
+def test_the_inputs_of_layers_are_found_with_their_channel_axis():
+    names = activations(small_model(), everything, products=False, outputs=False)
+    assert names == {"picture": 1, "rows": -1, "embedded": -1}  # a Gather looks rows up: it has no input to round
+    with_outputs = activations(small_model(), everything, products=False, outputs=True)
+    assert with_outputs == {**names, "conv.out": 1}
+
+
+def test_only_the_layers_that_are_asked_for_are_found():
+    names = activations(small_model(), lambda operator, name: name == "linear.weight", products=False, outputs=True)
+    assert names == {"rows": -1}
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_each_activation_is_rounded_once_and_the_result_is_near(outputs):
+    model = quantized(outputs=outputs)
+    assert count(model, "QuantizeLinear") == count(model, "DequantizeLinear") == 3 + outputs
+    exact = run(small_model())
+    assert 30 < snr_db(exact, run(model)) < 60
+
+
+def test_the_callers_model_is_not_touched():
+    model = small_model()
+    nodes = [node.op_type for node in model.graph]
+    quantize_activations(model, {"picture": (-3.0, 3.0), "rows": (-9.0, 9.0), "embedded": (-3.0, 3.0)},
+                         everything, products=False, outputs=False)  # fmt: skip
+    assert [node.op_type for node in model.graph] == nodes
+    assert "picture.scale" not in model.graph.initializers
+
+
+def test_values_beyond_the_range_are_clipped():
+    model = small_model()
+    ranges = {"picture": (0.0, 0.0), "rows": (-9.0, 9.0), "embedded": (0.0, 0.0)}
+    made = quantize_activations(model, ranges, everything, products=False, outputs=False)
+    # nothing of picture or words gets through: the smallest range there is, 1e-12, is not quite nothing
+    assert np.allclose(run(made, inputs(1)), run(made, inputs(2)), rtol=0, atol=1e-9)
+    assert not np.allclose(run(small_model(), inputs(1)), run(small_model(), inputs(2)), rtol=0, atol=0.1)
+
+
+def executed_operators(model, folder):
+    """The operators that ONNX Runtime makes of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
+def test_onnx_runtime_computes_the_layers_in_integers(tmp_path):
+    recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("Conv", "MatMul"), engine="int8"),))
+    writer = PackedWriter(tmp_path / "packed.safetensors", True)
+    model, _ = compress_weights(quantized(outputs=True), "unet", recipe, writer)
+    operators = executed_operators(model, tmp_path)
+    assert "QLinearConv" in operators
+    assert "Conv" not in operators
+    assert "MatMul" not in operators
+    assert {"MatMulIntegerToFloat", "QLinearMatMul"} & set(operators)
+    assert snr_db(run(small_model()), run(model)) > 28
+
+
+def test_a_bias_stays_apart_from_the_product_that_it_is_added_to(tmp_path):
+    """With a bias of one axis ONNX Runtime would make a float Gemm of both."""
+    model = small_model()
+    (add,) = (node for node in model.graph if node.op_type == "Add")
+    bias = initializer("linear.bias", np.linspace(-1, 1, CHANNELS).astype(np.float32))
+    model.graph.register_initializer(bias)
+    biased = ir.node("Add", [add.inputs[0], bias])
+    model.graph.insert_before(add, biased)
+    add.replace_input_with(0, named(biased, "biased", [1, SIDE * SIDE, CHANNELS]))
+    names = activations(model, everything, products=False, outputs=False)
+    ranges = {name: choose_range(one, "minmax") for name, one in measured(model, names).items()}
+    made = quantize_activations(model, ranges, everything, products=False, outputs=False)
+    recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("MatMul",), engine="int8"),))
+    made, _ = compress_weights(made, "unet", recipe, PackedWriter(tmp_path / "packed.safetensors", True))
+    assert snr_db(run(model), run(made)) > 28
+    assert "MatMulIntegerToFloat" in executed_operators(made, tmp_path)
+    assert "linear.bias" in model.graph.initializers
