@@ -37,7 +37,50 @@ def demo_quality(result: dict[str, Any]) -> str:
         f"{share['one_step_beats_edge_replication']:.0%}, by {_with_error(gain['border_psnr_db'], 2)} dB and "
         f"{_with_error(gain['border_ssim'], 3)} of SSIM. The VAE alone reproduces these scenes at "
         f"{_with_error(result['vae_round_trip_psnr_db'], 1)} dB.",
+        *_ideal_painter(result["of_scenes_of_small_things"]),
     ]
+    return "\n".join(lines)
+
+
+def _ideal_painter(scores: dict[str, Any]) -> list[str]:
+    """How near to the truth a painter can come that knows all but where small things are."""
+    lines = [
+        "",
+        "How near can a painter come that knows hills, horizon and moon, but not where small things lie? The true "
+        "world with flowers, fish, corals, stars, clouds and trees outside the known part elsewhere tells "
+        "(towns left out: houses stand in rows):",
+        "",
+        "| border from, without the towns | PSNR, dB | SSIM |",
+        "|---|---|---|",
+    ]
+    for name, score in scores.items():
+        lines.append(f"| {name} | {_with_error(score['border_psnr_db'], 2)} | {_with_error(score['border_ssim'], 3)} |")
+    return lines
+
+
+def demo_recipes(result: dict[str, Any]) -> str:
+    """What each recipe costs on the demo model; from models/evaluate_recipes.py."""
+    lines = [
+        f"The demo model, keyframes around {result['scenes']} scenes that training never saw, {result['steps']} steps, "
+        f"guidance {result['guidance']:g}, from the same noise as the fp32 bundle of the same target; "
+        f"{result['machine']}, {result['cores']} cores:",
+        "",
+        "| bundle | on disk, MB | keyframe against fp32, PSNR dB | SSIM | border against the truth, PSNR dB "
+        "| a UNet step, ms (p10-p90) | to fp32's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, bundle in result["bundles"].items():
+        psnr, step = bundle["keyframe_psnr_db"], bundle["unet_step"]
+        cells = [
+            name,
+            f"{bundle['size_bytes'] / 1e6:.1f}",
+            _with_error(psnr, 1) if psnr else "reference or equal",
+            f"{bundle['keyframe_ssim']['mean']:.3f}",
+            _with_error(bundle["border_psnr_to_truth_db"], 2),
+            f"{step['median_ms']:.1f} ({step['p10_ms']:.1f}-{step['p90_ms']:.1f})",
+            f"{step['ratio_to_fp32']['median']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -123,6 +166,7 @@ def _with_error(value: dict[str, float], digits: int) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "demo-bench": ("demo-bench.json", demo_bench),
+    "demo-recipes": ("demo-recipes.json", demo_recipes),
     "demo-quality": ("demo-quality.json", demo_quality),
     "full-size": ("full-size.json", full_size),
 }

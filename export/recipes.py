@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -42,8 +44,31 @@ def read_recipe(name: str) -> Recipe:
         table = tomllib.loads(file.read_text("utf-8"))
         recipe = msgspec.convert({"name": file.stem, **table}, Recipe)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"the recipe '{file}' is wrong: {error}", hint=HINT) from error
+        raise UserError(f"the recipe '{file}' is wrong: {error}{_allowed(str(error))}", hint=HINT) from error
     return msgspec.structs.replace(recipe, calibration=_located(recipe.calibration, file))
+
+
+def _allowed(message: str) -> str:
+    """What may stand in the place that a validation error names, for its end: the keys of a table, or the values."""
+    place = re.search(r"`\$([^`]*)`$", message)
+    if "unknown field" not in message and "Invalid" not in message:
+        return ""
+    schema = msgspec.json.schema(Recipe)
+    nodes = _alternatives(schema, schema["$defs"])
+    for key in re.findall(r"\.(\w+)|\[", place[1] if place else ""):
+        children = [node.get("properties", {}).get(key, {}) if key else node.get("items", {}) for node in nodes]
+        nodes = [node for child in children for node in _alternatives(child, schema["$defs"])]
+    names = dict.fromkeys(str(name) for node in nodes for name in node.get("enum") or node.get("properties", ()))
+    return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}" if names else ""
+
+
+def _alternatives(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a JSON schema that a value may fit, references looked up."""
+    if "$ref" in node:
+        node = definitions[node["$ref"].rpartition("/")[2]]
+    if "anyOf" in node:
+        return [found for part in node["anyOf"] for found in _alternatives(part, definitions)]
+    return [node]
 
 
 def _located(calibration: Calibration, file: Path) -> Calibration:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bits import unpack_bits
+from .bundle import MAX_ELEMENTS, MAX_RANK
 from .errors import BundleError, OutzoomError
 from .files import link_or_copy
 from .safetensors import StoredTensor, read_header, read_metadata
@@ -137,15 +138,17 @@ def open_packed(file: Path) -> PackedFile:
 def unpacked(engine: Path, packed: Path) -> Iterator[Path]:
     """The engine beside its whole weights file, in a temporary folder that is removed at the end."""
     with TemporaryDirectory(prefix="outzoom-", ignore_cleanup_errors=True) as folder:
-        link_or_copy(engine, Path(folder) / engine.name)
         file = open_packed(packed)
+        if file.packing.weights_file == engine.name:
+            raise BundleError(f"the packed weights '{packed}' would replace the engine", hint=DAMAGED)
+        link_or_copy(engine, Path(folder) / engine.name)
         unpack(file, Path(folder) / file.packing.weights_file)
         yield Path(folder) / engine.name
 
 
 def unpack(file: PackedFile, target: Path) -> None:
-    """Write the weights file; raises BundleError for arrays that do not hold what they should."""
-    with target.open("wb") as stream:
+    """Write a new weights file; raises BundleError for arrays that do not hold what they should."""
+    with target.open("xb") as stream:
         for index, tensor in enumerate(file.packing.tensors):
             try:
                 weight = file.weight(index)
@@ -175,9 +178,9 @@ def gaps(packing: Packing) -> list[tuple[int, int]]:
 def expand(tensor: PackedTensor, arrays: Arrays) -> NDArray[Any]:
     """The engine's tensor, C-contiguous, of the arrays that store it; raises ValueError if they do not fit."""
     arrays = {name: _inflated(tensor, name, array) for name, array in arrays.items()}
+    decode = DECODERS[type(tensor.storage)](tensor, arrays)
     matrix = np.empty((tensor.rows, tensor.columns), tensor.dtype)
     step = max(8, CHUNK_ELEMENTS // tensor.columns // 8 * 8)  # eight rows of any bits are whole bytes
-    decode = DECODERS[type(tensor.storage)](tensor, arrays)
     for begin in range(0, tensor.rows, step):
         end = min(begin + step, tensor.rows)
         matrix[begin:end] = _in_type(tensor, decode(begin, end), arrays, begin, end)
@@ -308,7 +311,8 @@ def _check(packing: Packing, stored: Mapping[str, StoredTensor]) -> None:
         raise ValueError(f"the weights file is called {name!r}")
     position = 0
     for index, tensor in sorted(enumerate(packing.tensors), key=lambda item: item[1].offset):
-        fits = len(tensor.matrix_shape) >= 2 and min(tensor.matrix_shape) > 0 and len(tensor.matrix_shape) <= 8
+        fits = 2 <= len(tensor.matrix_shape) <= MAX_RANK and min(tensor.matrix_shape) > 0
+        fits = fits and math.prod(tensor.matrix_shape) <= MAX_ELEMENTS
         if not fits or sorted(tensor.permutation) != list(range(len(tensor.matrix_shape))):
             raise ValueError(f"the matrix of '{tensor.name}' has the shape {tensor.matrix_shape[:8]}")
         if tensor.offset < position or tensor.offset + tensor.size_bytes > packing.size_bytes:

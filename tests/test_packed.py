@@ -23,6 +23,7 @@ from outzoom.runtime.packed import (
     expand,
     open_packed,
     unpack,
+    unpacked,
 )
 
 
@@ -193,6 +194,8 @@ def rewritten(file, change):
         (lambda packing, _: packing["tensors"][0].update(offset=10**9), "outside the weights file"),
         (lambda packing, _: packing["tensors"][0].update(matrix_shape=[6, -8]), "shape"),
         (lambda packing, _: packing["tensors"][0].update(permutation=[0, 0]), "shape"),
+        (lambda packing, _: packing["tensors"][0].update(matrix_shape=[2**31, 2**31]), "shape"),
+        (lambda packing, _: packing["tensors"][0].update(matrix_shape=[2] * 12), "shape"),
         (lambda packing, _: packing["tensors"][0].update(arrays=["indices", "codebook", "more"]), "lacks"),
         (lambda packing, _: packing.update(size_bytes=10**15), "rest"),
         (lambda packing, _: packing["tensors"].append(packing["tensors"][0]), "another weight"),
@@ -226,6 +229,25 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, said):
     rewritten(tmp_path / "packed.safetensors", lambda packing, _: change(packing))
     with pytest.raises(BundleError, match=said):
         unpack(open_packed(tmp_path / "packed.safetensors"), tmp_path / "again")
+
+
+def test_weights_never_replace_the_engine(tmp_path):
+    stored_weights(tmp_path, entropy_coding=False)
+    engine = tmp_path / "model.onnx"
+    engine.write_bytes(b"the engine")
+    rewritten(tmp_path / "packed.safetensors", lambda packing, _: packing.update(weights_file="model.onnx"))
+    with pytest.raises(BundleError, match="replace the engine"), unpacked(engine, tmp_path / "packed.safetensors"):
+        pass
+    assert engine.read_bytes() == b"the engine"
+
+
+def test_an_engine_stands_beside_its_weights_as_long_as_it_takes_to_load_it(tmp_path):
+    weights = stored_weights(tmp_path, entropy_coding=True)
+    (tmp_path / "model.onnx").write_bytes(b"the engine")
+    with unpacked(tmp_path / "model.onnx", tmp_path / "packed.safetensors") as engine:
+        assert engine.read_bytes() == b"the engine"
+        assert (engine.parent / "model.onnx.data").read_bytes() == weights.read_bytes()
+    assert not engine.parent.exists()
 
 
 def test_compressed_bytes_that_swell_are_not_taken_into_memory(tmp_path):

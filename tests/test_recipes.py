@@ -78,6 +78,22 @@ def test_a_missing_file_is_named(tmp_path):
         pytest.param(GOOD.replace("40", "nan"), ["$.min_psnr_db"], id="not a number"),
         pytest.param(GOOD.replace("40", "-1"), ["$.min_psnr_db"], id="below zero"),
         pytest.param(GOOD.replace("40", "inf"), ["$.min_psnr_db"], id="infinite"),
+        pytest.param(GOOD + "[[rules]]\nlayer = 'x'\n", ["`layer`", "$.rules", "layers", "sparsify"], id="rule's key"),
+        pytest.param(GOOD + "[[rules]]\nengine = 'int2'\n", ["int2", "float16, float32, int4, int8"], id="engine"),
+        pytest.param(GOOD + "[[rules]]\nstore = { method = 'gptq' }\n", ["gptq", "are kmeans, int4"], id="method"),
+        pytest.param(GOOD + "[[rules]]\nstore = { method = 'kmeans', bits = 9 }\n", ["bits", "<= 8"], id="bits"),
+        pytest.param(
+            GOOD + "[[rules]]\noperators = ['Add']\n", ["Add", "Conv, Gather, Gemm, MatMul"], id="an operator"
+        ),
+        pytest.param(
+            GOOD + "[[rules]]\nsparsify = { n = 2, m = 4, method = 'wanda' }\n",
+            ["are magnitude, sparsegpt"],
+            id="sparsify",
+        ),
+        pytest.param(
+            GOOD + "[[rules]]\nstore = { method = 'int4', block = 48 }\n", ["48", "16, 32, 64, 128"], id="a block"
+        ),
+        pytest.param(GOOD + "activations = { ranges = 'mse' }\n", ["`ranges`", "range, products"], id="activations"),
     ],
 )
 def test_a_wrong_recipe_names_the_file_and_the_key(write, text, words):
