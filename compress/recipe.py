@@ -17,14 +17,20 @@ ComponentName = Literal["text_encoder", "unet", "vae_encoder", "vae_decoder"]
 
 
 class Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Set a fraction of the weights to zero: those of the lowest scores of the layer or of each row.
+    """Set a fraction of the weights to zero: those of the lowest scores of the layer, of each row or of all layers.
 
-    A score is the weight's magnitude, by "wanda" times the root mean square of the input that it meets.
+    A score is the weight's magnitude, by "wanda" times the root mean square of the input that it meets. "sparsegpt"
+    takes those of a layer that are the least missed, and changes the others to make up for them.
     """
 
     fraction: Fraction
-    scope: Literal["layer", "row"] = "layer"
-    scores: Literal["magnitude", "wanda"] = "magnitude"
+    scope: Literal["layer", "row", "global"] = "layer"
+    scores: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
+
+    def __post_init__(self) -> None:
+        """Refuse a scope that the scores do not have."""
+        if self.scores == "sparsegpt" and self.scope != "layer":
+            raise ValueError(f'scores = "sparsegpt" compares within a layer, got scope = "{self.scope}"')
 
 
 class Sparsify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,14 +65,15 @@ class KMeans(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="method", tag="int4"):
     """Four bits for each weight, a scale for each `block` inputs.
 
-    Weights are rounded to the nearest, or by "gptq" so that they make up for each other's errors. With `importance`
+    Weights are rounded to the nearest, or by "gptq" so that they make up for each other's errors, or by "awq" after
+    inputs that matter more got finer steps (linear layers; others are rounded to the nearest). With `importance`
     the squared errors that `clip` makes small are weighted by the mean squares of the inputs.
     """
 
     block: Literal[16, 32, 64, 128] = 64
     symmetric: bool = True
     clip: Literal["none", "mse"] = "mse"
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "awq"] = "nearest"
     importance: bool = False
 
 
@@ -93,12 +100,14 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def needs_covariance(self) -> bool:
         """Whether it needs to know how a layer's inputs go together."""
         gptq = isinstance(self.store, Int4) and self.store.rounding == "gptq"
-        return gptq or (self.sparsify is not None and self.sparsify.method == "sparsegpt")
+        pruned = self.prune is not None and self.prune.scores == "sparsegpt"
+        return gptq or pruned or (self.sparsify is not None and self.sparsify.method == "sparsegpt")
 
     @property
     def needs_inputs(self) -> bool:
         """Whether it needs statistics of a layer's inputs."""
-        weighted = self.store is not None and self.store.importance
+        awq = isinstance(self.store, Int4) and self.store.rounding == "awq"
+        weighted = awq or (self.store is not None and self.store.importance)
         return self.needs_covariance or weighted or (self.prune is not None and self.prune.scores == "wanda")
 
     def takes(self, component: str, operator: str, layer: str) -> bool:

@@ -6,9 +6,9 @@ expanded from what was written, whenever somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from ..runtime import packed
 from ..runtime.errors import UserError
 from ..runtime.packed import PackedTensor
 from . import int4, kmeans, pruning, sparsity
+from .awq import awq_scales
 from .cast import cast_weight
 from .dequantize import dequantize_weight
 from .gptq import gptq
@@ -25,7 +26,8 @@ from .inputs import MOST_COLUMNS, Inputs
 from .layers import Layer, find_layers
 from .matmul_nbits import multiply_by_blocks
 from .packing import PackedWriter
-from .recipe import Int4, KMeans, Left, Recipe, Rule
+from .recipe import Int4, KMeans, Left, Prune, Recipe, Rule
+from .scaling import divide_inputs
 
 INT8_MAX = 127
 Arrays = dict[str, NDArray[Any]]
@@ -39,8 +41,9 @@ def compress_weights(
     Also the layers that a rule is for but can't take, or not wholly. Rules that look at a layer's inputs need `inputs`.
     """
     model, left = model.clone(), []
-    for layer in find_layers(model):
-        rule = recipe.rule(component, layer.op_type, layer.name)
+    ruled = [(layer, recipe.rule(component, layer.op_type, layer.name)) for layer in find_layers(model)]
+    thresholds = _thresholds(ruled, inputs)
+    for layer, rule in ruled:
         if rule is None:
             continue
         if reason := _refusal(layer, rule):
@@ -48,19 +51,36 @@ def compress_weights(
             continue
         if rule.needs_covariance and _known(inputs).covariance(layer) is None:
             left.append(Left(layer.name, f"is compressed without a look at its inputs: {_unmeasured(layer)}"))
+        matrix = _prepared(layer, rule, thresholds.get(rule), inputs)
+        if isinstance(rule.store, Int4) and rule.store.rounding == "awq" and layer.op_type in ("MatMul", "Gemm"):
+            rms = np.sqrt(_known(inputs).mean_squares(layer))
+            factors = awq_scales(matrix, rms, rule.store.block, rule.store.symmetric)
+            divide_inputs(model, layer, factors)
+            matrix = matrix * factors
         if rule.engine == "int4" and isinstance(rule.store, Int4):
-            multiply_by_blocks(model, layer.value, _blocks(layer, _prepared(layer, rule, inputs), rule.store, inputs))
+            multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
             continue
-        tensor, arrays, unpacked = _compress_layer(layer, rule, inputs)
+        tensor, arrays, unpacked = _compress_layer(layer, matrix, rule, inputs)
         number = writer.add(tensor, arrays, unpacked)
         _replace(model, layer, writer.lazy(number, tensor.name), arrays)
     return model, left
 
 
-def _compress_layer(layer: Layer, rule: Rule, inputs: Inputs | None) -> tuple[PackedTensor, Arrays, dict[str, int]]:
+def _thresholds(ruled: Iterable[tuple[Layer, Rule | None]], inputs: Inputs | None) -> dict[Rule, float]:
+    """For each rule that prunes all of its layers alike: the score below which weights are zero."""
+    histograms: dict[Rule, pruning.ScoreHistogram] = {}
+    for layer, rule in ruled:
+        if rule is not None and rule.prune is not None and rule.prune.scope == "global":
+            histogram = histograms.setdefault(rule, pruning.ScoreHistogram())
+            histogram.add(_scores(layer, _finite(layer), rule.prune, inputs))
+    return {rule: one.threshold(rule.prune.fraction) for rule, one in histograms.items() if rule.prune is not None}
+
+
+def _compress_layer(
+    layer: Layer, matrix: NDArray[np.float32], rule: Rule, inputs: Inputs | None
+) -> tuple[PackedTensor, Arrays, dict[str, int]]:
     """A layer's weight as the rule says: what it is, its arrays, and how many bits the small integers in them need."""
     assert rule.engine != "int4"  # that is no tensor that another stands in for
-    matrix = _prepared(layer, rule, inputs)
     scales = row_scales(matrix) if rule.engine == "int8" else None
     storage, arrays, unpacked = _stored(layer, matrix, rule, scales, inputs)
     if scales is not None:
@@ -70,24 +90,38 @@ def _compress_layer(layer: Layer, rule: Rule, inputs: Inputs | None) -> tuple[Pa
     return tensor, arrays, unpacked
 
 
-def _prepared(layer: Layer, rule: Rule, inputs: Inputs | None) -> NDArray[np.float32]:
-    """A layer's weight as a matrix, pruned and sparsified as the rule says; raises UserError if it is not finite."""
+def _finite(layer: Layer) -> NDArray[np.float32]:
+    """A layer's weight as a matrix; raises UserError if it is not finite."""
     matrix = layer.matrix()
     if not np.isfinite(matrix).all():
         raise UserError(f"the weight '{layer.name}' holds NaN or infinities", hint="download the checkpoint again")
-    if rule.prune:
-        if rule.prune.scores == "wanda" and layer.op_type != "Gather":
-            scores = pruning.wanda_scores(matrix, np.sqrt(_known(inputs).mean_squares(layer)))
-        else:
-            scores = pruning.magnitude_scores(matrix)
-        matrix = pruning.prune(matrix, scores, rule.prune.fraction, rule.prune.scope)
-    if rule.sparsify:
-        covariance = _known(inputs).covariance(layer) if rule.sparsify.method == "sparsegpt" else None
-        if covariance is not None:
-            return sparsity.sparsegpt(matrix, covariance, rule.sparsify.n, rule.sparsify.m).astype(np.float32)
+    return matrix
+
+
+def _prepared(layer: Layer, rule: Rule, threshold: float | None, inputs: Inputs | None) -> NDArray[np.float32]:
+    """A layer's weight as a matrix, pruned and sparsified as the rule says; raises UserError if it is not finite."""
+    matrix = _finite(layer)
+    covariance = _known(inputs).covariance(layer) if rule.needs_covariance else None
+    if rule.prune and rule.prune.scores == "sparsegpt" and covariance is not None:
+        matrix = sparsity.sparsegpt_unstructured(matrix, covariance, rule.prune.fraction).astype(np.float32)
+    elif rule.prune and threshold is not None:
+        matrix = pruning.prune_below(matrix, _scores(layer, matrix, rule.prune, inputs), threshold)
+    elif rule.prune:
+        scope: Literal["row", "layer"] = "row" if rule.prune.scope == "row" else "layer"
+        matrix = pruning.prune(matrix, _scores(layer, matrix, rule.prune, inputs), rule.prune.fraction, scope)
+    if rule.sparsify and rule.sparsify.method == "sparsegpt" and covariance is not None:
+        matrix = sparsity.sparsegpt(matrix, covariance, rule.sparsify.n, rule.sparsify.m).astype(np.float32)
+    elif rule.sparsify:
         kept = sparsity.nm_mask(pruning.magnitude_scores(matrix), rule.sparsify.n, rule.sparsify.m)
         matrix = np.where(kept, matrix, np.float32(0))
     return matrix
+
+
+def _scores(layer: Layer, matrix: NDArray[np.float32], prune: Prune, inputs: Inputs | None) -> NDArray[np.float32]:
+    """How much each weight matters; an embedding has no inputs, so there it is the magnitude."""
+    if prune.scores == "wanda" and layer.op_type != "Gather":
+        return pruning.wanda_scores(matrix, np.sqrt(_known(inputs).mean_squares(layer)))
+    return pruning.magnitude_scores(matrix)
 
 
 def row_scales(matrix: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import CHANNELS, inputs, run, session, small_model, snr_db
+from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
 from outzoom.compress.inputs import Inputs, covariance_file, input_rows
 from outzoom.compress.layers import find_layers
@@ -221,6 +221,7 @@ def test_a_row_has_the_scale_that_its_largest_weight_needs():
         ({"store": {"method": "gptq"}}, "gptq"),
         ({"sparsify": {"n": 4, "m": 4}}, "below m"),
         ({"prune": {"fraction": 1.0}}, "< 1"),
+        ({"prune": {"fraction": 0.5, "scores": "sparsegpt", "scope": "global"}}, "within a layer"),
         ({"operators": ["Convolution"]}, "Convolution"),
         ({"layer": "*"}, "layer"),
     ],
@@ -289,6 +290,50 @@ def test_knowing_the_inputs_lowers_the_error_of_the_outputs(compress, known_inpu
         for rule in (plain, calibrated)
     ]
     assert errors[1] * least_gain < errors[0]
+
+
+def test_pruning_for_the_outputs_beats_the_magnitudes(compress, known_inputs):
+    conv = find_layers(small_model())[0]
+    covariance = known_inputs.covariance(conv)
+    errors = []
+    for scores in ("magnitude", "sparsegpt"):
+        weight = compress(Rule(prune=Prune(0.5, scores=scores), engine="float32"), known=known_inputs)[2].weight(0)
+        assert (weight == 0).mean() == pytest.approx(0.5, abs=0.01)
+        errors.append(output_error(conv, weight, covariance))
+    assert errors[1] * 2 < errors[0]
+
+
+def test_a_global_fraction_takes_more_from_layers_of_small_weights(compress):
+    model = small_model()
+    for layer, factor in zip(find_layers(model), (1.0, 1.0, 0.1, 10.0), strict=True):
+        scaled = layer.value.const_value.numpy() * np.float32(factor)
+        layer.value.const_value = ir.tensor(scaled, name=layer.value.name)
+    _, _, writer = compress(Rule(prune=Prune(0.5, "global"), engine="float32"), model=model)
+    weights = [writer.weight(number) for number in range(len(LAYERS))]
+    zeros = [(weight == 0).mean() for weight in weights]
+    assert sum((weight == 0).sum() for weight in weights) / sum(w.size for w in weights) == pytest.approx(0.5, abs=2e-3)
+    assert zeros[3] < zeros[0] < zeros[1] < zeros[2]  # by the size of their weights
+
+
+@pytest.mark.parametrize("engine", ["int4", "float32"])
+def test_inputs_that_matter_get_finer_steps(compress, tmp_path, engine):
+    """One input is a hundred times larger than the others: AWQ divides it, and its weights are rounded less."""
+    model = small_model()
+    (product,) = (node for node in model.graph if node.op_type == "MatMul")
+    loud = np.ones(CHANNELS, np.float32)
+    loud[5] = 100
+    model.graph.register_initializer(initializer("loud", loud))
+    scaled = ir.node("Mul", [product.inputs[0], model.graph.initializers["loud"]])
+    model.graph.insert_before(product, scaled)
+    product.replace_input_with(0, named(scaled, "scaled", [1, SIDE * SIDE, CHANNELS]))
+    (tmp_path / "known").mkdir()
+    known = inputs_of(model, tmp_path / "known")
+    exact, errors = run(model), {}
+    for rounding in ("nearest", "awq"):
+        rule = Rule(layers=("linear*",), store=Int4(32, rounding=rounding), engine=engine)
+        made, _, _ = compress(rule, model=model, known=known)
+        errors[rounding] = snr_db(exact, run(made))
+    assert errors["awq"] > errors["nearest"] + 4
 
 
 def test_mean_squares_are_the_diagonal_of_the_covariance_at_every_place_of_the_kernel(known_inputs):
