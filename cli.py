@@ -334,15 +334,16 @@ def _print_components(bundle: Bundle) -> None:
         f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match"
     )
     table = Table()
-    for column in ("component", "parameters", "inputs", "outputs", "parity"):
+    for column in ("component", "parameters", "bits each", "inputs", "outputs", "parity"):
         table.add_column(column, overflow="fold")
     for name, component in manifest.components.items():
         shapes = (
             "\n".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
             for specs in (component.inputs, component.outputs)
         )
+        bits = f"{8 * bundle.component_size_bytes(name) / component.parameters:.1f}" if component.parameters else "-"
         parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB"
-        table.add_row(name, f"{component.parameters:,}", *shapes, parity)
+        table.add_row(name, f"{component.parameters:,}", bits, *shapes, parity)
     out_console.print(table)
 
 

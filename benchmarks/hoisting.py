@@ -29,7 +29,7 @@ from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
 from .machine import describe_machine
-from .measure import CpuShare, component_size_bytes, random_feeds
+from .measure import CpuShare, random_feeds
 from .process import child_env
 from .results import Latency, Machine
 from .settings import DEMO_PROMPT
@@ -188,7 +188,7 @@ def _timed_ms(engine: Engine, feeds: Feeds) -> float:
 
 def _engine_result(bundle: Bundle, name: str, samples_ms: list[float]) -> EngineResult:
     component = bundle.manifest.components[name]
-    return EngineResult(component.parameters, component_size_bytes(bundle, component), Latency.of(samples_ms))
+    return EngineResult(component.parameters, bundle.component_size_bytes(name), Latency.of(samples_ms))
 
 
 def _peak_of_fresh_process(bundle: Path, steps: int) -> int:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..runtime import OutzoomError, PromptTruncatedWarning, Zoom, load_image, open_bundle
 from ..runtime.backends import Engine
-from ..runtime.bundle import COMPONENTS, Bundle, Component
+from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import printable
 from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
@@ -93,7 +93,7 @@ def _measure_components(
         first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), random_feeds(zoom.inpainting, name), settings)
         results[name] = ComponentResult(
             parameters=component.parameters,
-            size_bytes=component_size_bytes(zoom.bundle, component),
+            size_bytes=zoom.bundle.component_size_bytes(name),
             parity_psnr_db=component.parity_psnr_db,
             load_ms=load_ms[name],
             first_run_ms=first_ms,
@@ -171,14 +171,6 @@ def _measure_zoom(
         between_frames_per_second=round(1e3 / between.median_ms, 3),
         frames_per_second=round(motion.frame_count / seconds, 3),
         frames_per_second_with_open=round(motion.frame_count / (seconds + opened.from_process_start_ms / 1e3), 3),
-    )
-
-
-def component_size_bytes(bundle: Bundle, component: Component) -> int:
-    """The size of the files in the folder of a component's engine."""
-    folder = PurePosixPath(component.engine).parent
-    return sum(
-        entry.size_bytes for name, entry in bundle.manifest.files.items() if folder in PurePosixPath(name).parents
     )
 
 

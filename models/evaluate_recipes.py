@@ -24,7 +24,7 @@ from evaluate_demo import FIRST_UNSEEN_SEED, KINDS, SCALE, WINDOWS, Picture, sum
 
 import scenes
 from outzoom.benchmarks.machine import describe_machine
-from outzoom.benchmarks.measure import component_size_bytes, random_feeds
+from outzoom.benchmarks.measure import random_feeds
 from outzoom.benchmarks.quality import border_psnr_db, border_ssim, psnr_db, ssim
 from outzoom.benchmarks.results import Latency
 from outzoom.runtime import Painting, film_strip, open_bundle, open_manifest, save_png
@@ -125,9 +125,7 @@ def main() -> None:
             opened = open_manifest(bundle, verify=False)
             figures[bundle.name] = {
                 "size_bytes": opened.size_bytes,
-                "component_size_bytes": {
-                    name: component_size_bytes(opened, component) for name, component in manifest.components.items()
-                },
+                "component_size_bytes": {name: opened.component_size_bytes(name) for name in manifest.components},
                 "parity_psnr_db": {name: one.parity_psnr_db for name, one in manifest.components.items()},
                 **fidelity(made[bundle], made[exact], truths),
                 "unet_step": latencies[bundle.name],

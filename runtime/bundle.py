@@ -148,6 +148,13 @@ class Bundle:
         """The path of a component's engine."""
         return self.file(self.manifest.components[component].engine)
 
+    def component_size_bytes(self, component: str) -> int:
+        """Size of the files in the folder of a component's engine."""
+        folder = PurePosixPath(self.manifest.components[component].engine).parent
+        return sum(
+            entry.size_bytes for name, entry in self.manifest.files.items() if folder in PurePosixPath(name).parents
+        )
+
     @property
     def size_bytes(self) -> int:
         """Size of all files but the manifest."""
