@@ -9,6 +9,7 @@ import onnx_ir as ir
 from .layers import MIN_ELEMENTS
 
 FLOAT16_MAX = 65504.0
+PACKED = "packed"  # the metadata key of a tensor that is stored in a form of its own
 STORED_AS = "stored as"  # the metadata key of a tensor that says in which type a checkpoint has it
 
 
@@ -21,7 +22,10 @@ def cast_weights(model: ir.Model) -> ir.Model:
     model = model.clone()
     for name, value in list(model.graph.initializers.items()):
         weight = value.const_value
-        if weight is None or weight.dtype != ir.DataType.FLOAT or weight.size < MIN_ELEMENTS or len(weight.shape) < 2:
+        if weight is None or weight.dtype != ir.DataType.FLOAT or weight.size < MIN_ELEMENTS:
+            continue
+        is_bias = sum(side > 1 for side in weight.shape.numpy()) < 2
+        if PACKED in weight.metadata_props or is_bias:
             continue
         if weight.metadata_props.get(STORED_AS) != "F16" and not abs(weight.numpy()).max() <= FLOAT16_MAX:
             continue

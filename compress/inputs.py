@@ -43,16 +43,22 @@ def covariance_file(folder: Path, layer: str) -> Path:
 def input_rows(layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Inputs of a layer's output channels, (rows, columns): an even choice of at most ROWS_OF_A_RUN of them.
 
-    `values` is what flows into the layer: a picture (1, channels, height, width), or (..., channels).
+    `values` is what flows into the layer: pictures (n, channels, height, width), of each of which that many are chosen,
+    or (..., channels).
     """
     if layer.op_type != "Conv":
         rows = values.reshape(-1, values.shape[-1])
         return rows[_even_choice(len(rows))]
+    return np.concatenate([_windows(layer, picture) for picture in values])
+
+
+def _windows(layer: Layer, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a convolution's kernel sees at places of a picture (channels, height, width): (places, columns)."""
     kernel = layer.matrix_shape[1:-1]
     attributes = layer.node.attributes
     pads = attributes["pads"].as_ints() if "pads" in attributes else [0] * 4
     strides = attributes["strides"].as_ints() if "strides" in attributes else [1, 1]
-    padded = np.pad(values[0], ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    padded = np.pad(picture, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     windows = sliding_window_view(padded, kernel, axis=(1, 2))[:, :: strides[0], :: strides[1]]
     places = windows.shape[1] * windows.shape[2]
     y, x = np.unravel_index(_even_choice(places), windows.shape[1:3])

@@ -27,6 +27,7 @@ from ..runtime.packed import (
     gaps,
 )  # fmt: skip
 from ..runtime.safetensors import METADATA, NUMPY_TYPES, StoredTensor
+from .cast import PACKED
 
 ENTROPY_CODED = ("indices", "codes", "values", "mask")
 WORTH_FRACTION = 0.98  # of its size: a saving of less is not worth the time to decode
@@ -72,7 +73,8 @@ class PackedWriter:
         tensor = self.tensors[number]
         shape = ir.Shape([tensor.matrix_shape[axis] for axis in tensor.permutation])
         kind = ir.DataType.from_numpy(np.dtype(tensor.dtype))
-        return ir.LazyTensor(partial(self._tensor, number, name), kind, shape=shape, name=name)
+        read = partial(self._tensor, number, name)
+        return ir.LazyTensor(read, kind, shape=shape, name=name, metadata_props={PACKED: ""})
 
     def _tensor(self, number: int, name: str) -> ir.TensorProtocol:
         return ir.tensor(self.weight(number), name=name)

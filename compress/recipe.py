@@ -95,6 +95,17 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse an engine type that the weights are not stored for."""
         if self.engine == "int4" and not isinstance(self.store, Int4):
             raise ValueError('engine = "int4" needs store = { method = "int4" }')
+        rounding = self.store.rounding if isinstance(self.store, Int4) else "nearest"
+        if rounding == "gptq" and (self.prune or self.sparsify):
+            raise ValueError('rounding = "gptq" would fill what was set to zero; "nearest" and "awq" do not')
+        if rounding != "nearest" and isinstance(self.store, Int4) and self.store.importance:
+            raise ValueError(f'rounding = "{rounding}" looks at the inputs by itself: leave importance out')
+        if self.prune and self.sparsify and self.sparsify.method == "sparsegpt":
+            raise ValueError('sparsify by "sparsegpt" would fill what was pruned; "magnitude" does not')
+        if rounding == "awq" and self.engine == "int8":
+            raise ValueError(
+                'rounding = "awq" scales the inputs, which an int8 engine rounds; "nearest" and "gptq" do not'
+            )
 
     @property
     def needs_covariance(self) -> bool:
@@ -130,7 +141,8 @@ class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The zooms on which activations are measured: for each prompt, keyframes out of a picture.
 
-    `pictures` are files, relative to the recipe's; they take turns. Without any, it is the demo's picture.
+    `pictures` are files, relative to the recipe's; they and the prompts take turns, until each was used. Without any,
+    it is the demo's picture.
     """
 
     pictures: tuple[str, ...] = ()
@@ -143,7 +155,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keyframes: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
     steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
     guidance: Annotated[float, msgspec.Meta(ge=0, le=100)] = 3.0
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

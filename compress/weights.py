@@ -6,7 +6,7 @@ expanded from what was written, whenever somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import gcd
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from ..runtime.errors import UserError
 from ..runtime.packed import PackedTensor
 from . import int4, kmeans, pruning, sparsity
 from .awq import awq_scales
-from .cast import cast_weight
+from .cast import FLOAT16_MAX, cast_weight
 from .dequantize import dequantize_weight
 from .gptq import gptq
 from .inputs import MOST_COLUMNS, Inputs
@@ -46,23 +46,18 @@ def compress_weights(
     for layer, rule in ruled:
         if rule is None:
             continue
-        if reason := _refusal(layer, rule):
+        matrix = _finite(layer)
+        if reason := _refusal(layer, rule, matrix):
             left.append(Left(layer.name, f"stays as it is: {reason}"))
             continue
         if rule.needs_covariance and _known(inputs).covariance(layer) is None:
             left.append(Left(layer.name, f"is compressed without a look at its inputs: {_unmeasured(layer)}"))
-        matrix = _prepared(layer, rule, thresholds.get(rule), inputs)
-        if isinstance(rule.store, Int4) and rule.store.rounding == "awq" and layer.op_type in ("MatMul", "Gemm"):
-            rms = np.sqrt(_known(inputs).mean_squares(layer))
-            factors = awq_scales(matrix, rms, rule.store.block, rule.store.symmetric)
-            divide_inputs(model, layer, factors)
-            matrix = matrix * factors
-        if rule.engine == "int4" and isinstance(rule.store, Int4):
-            multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
-            continue
-        tensor, arrays, unpacked = _compress_layer(layer, matrix, rule, inputs)
-        number = writer.add(tensor, arrays, unpacked)
-        _replace(model, layer, writer.lazy(number, tensor.name), arrays)
+        try:
+            matrix = _with_zeros(layer, matrix, rule, thresholds.get(rule), inputs)
+            _compress_layer(model, layer, matrix, rule, writer, inputs)
+        except ValueError as error:
+            message = f"the recipe '{recipe.name}' can't be applied to '{layer.name}' of {component}: {error}"
+            raise UserError(message, hint="give the layer a rule of its own") from error
     return model, left
 
 
@@ -77,17 +72,29 @@ def _thresholds(ruled: Iterable[tuple[Layer, Rule | None]], inputs: Inputs | Non
 
 
 def _compress_layer(
-    layer: Layer, matrix: NDArray[np.float32], rule: Rule, inputs: Inputs | None
-) -> tuple[PackedTensor, Arrays, dict[str, int]]:
-    """A layer's weight as the rule says: what it is, its arrays, and how many bits the small integers in them need."""
-    assert rule.engine != "int4"  # that is no tensor that another stands in for
+    model: ir.Model, layer: Layer, matrix: NDArray[np.float32], rule: Rule, writer: PackedWriter, inputs: Inputs | None
+) -> None:
+    """Store a layer's weight as the rule says, and let the graph use it."""
+    if isinstance(rule.store, Int4) and rule.store.rounding == "awq" and layer.op_type in ("MatMul", "Gemm"):
+        rms = np.sqrt(_known(inputs).mean_squares(layer))
+        factors = awq_scales(matrix, rms, rule.store.block, rule.store.symmetric)
+        divide_inputs(model, layer, factors)
+        matrix = matrix * factors
+    if rule.engine == "int4":
+        assert isinstance(rule.store, Int4)  # the rule sees to that
+        multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
+        return
     scales = row_scales(matrix) if rule.engine == "int8" else None
     storage, arrays, unpacked = _stored(layer, matrix, rule, scales, inputs)
     if scales is not None:
         arrays["row_scales"] = scales
     name = f"{layer.value.name}.{rule.engine}"
     tensor = PackedTensor(name, storage, rule.engine, layer.matrix_shape, layer.permutation, tuple(arrays))
-    return tensor, arrays, unpacked
+    weight = writer.lazy(writer.add(tensor, arrays, unpacked), name)
+    if scales is None:
+        cast_weight(model, layer.value, weight)
+    else:
+        dequantize_weight(model, layer.value, weight, scales, layer.permutation.index(0))
 
 
 def _finite(layer: Layer) -> NDArray[np.float32]:
@@ -98,9 +105,10 @@ def _finite(layer: Layer) -> NDArray[np.float32]:
     return matrix
 
 
-def _prepared(layer: Layer, rule: Rule, threshold: float | None, inputs: Inputs | None) -> NDArray[np.float32]:
-    """A layer's weight as a matrix, pruned and sparsified as the rule says; raises UserError if it is not finite."""
-    matrix = _finite(layer)
+def _with_zeros(
+    layer: Layer, matrix: NDArray[np.float32], rule: Rule, threshold: float | None, inputs: Inputs | None
+) -> NDArray[np.float32]:
+    """A layer's weight, pruned and sparsified as the rule says."""
     covariance = _known(inputs).covariance(layer) if rule.needs_covariance else None
     if rule.prune and rule.prune.scores == "sparsegpt" and covariance is not None:
         matrix = sparsity.sparsegpt_unstructured(matrix, covariance, rule.prune.fraction).astype(np.float32)
@@ -183,8 +191,10 @@ def _has_zeros(rule: Rule) -> bool:
     return rule.prune is not None or rule.sparsify is not None
 
 
-def _refusal(layer: Layer, rule: Rule) -> str:
+def _refusal(layer: Layer, rule: Rule, matrix: NDArray[np.float32]) -> str:
     """Why a rule can't take a layer; empty if it can."""
+    if np.abs(matrix).max() > FLOAT16_MAX and (rule.engine == "float16" or isinstance(rule.store, Int4)):
+        return f"it holds weights beyond {FLOAT16_MAX:g}, the largest number of float16"
     if rule.engine == "int4" and layer.op_type != "MatMul":
         return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16"
     return ""
@@ -195,12 +205,3 @@ def _unmeasured(layer: Layer) -> str:
     if layer.op_type == "Gather":
         return "an embedding is looked up, and has none"
     return f"{layer.columns} are too many for a covariance; at most {MOST_COLUMNS} are taken"
-
-
-def _replace(model: ir.Model, layer: Layer, weight: ir.LazyTensor, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Let the graph use the compressed weight in place of the layer's."""
-    if weight.dtype == ir.DataType.INT8:
-        axis = layer.permutation.index(0)
-        dequantize_weight(model, layer.value, weight, arrays["row_scales"], axis)
-    else:
-        cast_weight(model, layer.value, weight)

@@ -51,11 +51,10 @@ def build(plan: Plan, on_event: Callable[[str, str], None] = lambda kind, text: 
         stages.run(list(bundle.engines.values()), plan.cache_folder, plan.jobs, log.stage)
         packed = _pack(bundle)
         log.done(bundle)
-        for stage in bundle.engines.values():
-            shutil.rmtree(stage.folder(plan.cache_folder), ignore_errors=True)
         yield packed
-    for folder in plan.cache_folder.glob(f"{work.write_onnx.__name__}-*"):  # large, and quickly made again
-        shutil.rmtree(folder, ignore_errors=True)
+    for made in (work.write_onnx, work.compile_engine):  # large, and quickly made again
+        for folder in plan.cache_folder.glob(f"{made.__name__}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class BuildLog:

@@ -55,7 +55,8 @@ def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe
         np.savez(folder / f"{component}-{counts[component]:05}.npz", **arrays)
 
     with TemporaryDirectory(dir=folder) as scratch, Zoom(assemble(bundle, Path(scratch), engines), on_run=keep) as zoom:
-        for index, prompt in enumerate(settings.prompts):
+        for index in range(max(len(settings.prompts), len(pictures))):  # both take turns
+            prompt = settings.prompts[index % len(settings.prompts)]
             picture = load_image(pictures[index % len(pictures)], size=zoom.size)
             painting = Painting(steps=settings.steps, guidance=settings.guidance, seed=settings.seed + index)
             keyframes = zoom.keyframes(picture, prompt, SCALE, painting)
@@ -72,8 +73,9 @@ def measure_activations(
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
-    products = recipe.activations is not None and recipe.activations.products
-    axes = activations(model, partial(recipe.measures, component), products, outputs=True)
+    rounds = recipe.rounds_activations(component)
+    products = rounds and recipe.activations is not None and recipe.activations.products
+    axes = activations(model, partial(recipe.measures, component), products, outputs=rounds)
     samples = sorted(recorded.glob(f"{component}-*.npz"))
     if not samples:
         raise OutzoomError(f"nothing was recorded for {component}", hint="please report this")

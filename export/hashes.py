@@ -11,7 +11,7 @@ import msgspec
 
 from ..runtime.files import atomic_file, sha256_of
 
-BUILDERS = ("export", "compress", "runtime/backends")
+BUILDERS = ("export", "compress", "runtime")
 
 
 class Remembered(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from ..runtime.backends import backend_for
 from ..runtime.bundle import COMPONENTS, MANIFEST_NAME, SCHEMA_VERSION, Bundle, open_manifest
 from ..runtime.errors import BundleError, MissingPackageError, UserError
 from ..runtime.files import check_replaceable, sha256_of
+from ..runtime.images import load_image
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.shapes import dimensions
 from ..runtime.tokenizer import ClipTokenizer
@@ -81,9 +82,18 @@ class Plan:
         self.shapes.check(self.checkpoint)
         for recipe in self.recipes:
             check_patterns(recipe, self.checkpoint)
+            if self.hoist and recipe.rounds_activations("unet") and recipe.activations and recipe.activations.products:
+                raise UserError(
+                    f"the recipe '{recipe.name}' rounds attention's products, which a hoisted UNet is cut through",
+                    hint="leave out --hoist, or the recipe's products = true",
+                )
         _check_tokenizer(self.checkpoint)
         scheduler = scheduler_config(self.checkpoint)
         make_scheduler(default_scheduler(scheduler), scheduler, steps=10)
+        for recipe in self.recipes:
+            if any(recipe.needs_calibration(component) for component in COMPONENTS):
+                make_scheduler(default_scheduler(scheduler), scheduler, recipe.calibration.steps)
+                _check_calibrates(recipe)
 
     @property
     def cache_folder(self) -> Path:
@@ -162,6 +172,7 @@ class BundlePlan:
         config = checkpoint.config(PART_OF[component])
         made_by = {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
         weights = {"weights": plan.source_sha256}
+        changes = {key: recipe[key] for key in ("rules", "activations", "weights", "entropy_coding")}
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
 
@@ -176,13 +187,16 @@ class BundlePlan:
         round_outputs = self.recipe.rounds_activations(component) and self.target in ROUND_OUTPUTS
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {"recipe": recipe, "hoisted": hoisted, "round outputs": round_outputs, **weights},
+            {**changes, "hoisted": hoisted, "round outputs": round_outputs, **weights},
             {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs},
             (traced, *self._measured(component, traced)),
         )  # fmt: skip
         return Stage(
             f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
-            {"target": self.target, "version": backend_for(self.target).version()},
+            {
+                "target": self.target, "version": backend_for(self.target).version(),
+                "compute": self.recipe.compute, "least": self.recipe.min_psnr_db,
+            },
             {"component": component, "target": self.target, "recipe": self.recipe, "sides": self._sides(len(probes))},
             (onnx, module),
         )  # fmt: skip
@@ -195,7 +209,7 @@ class BundlePlan:
         return (
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                {"recipe": msgspec.to_builtins(self.recipe)},
+                msgspec.to_builtins({"rules": self.recipe.rules, "activations": self.recipe.activations}),
                 {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}, (traced, zooms),
             ),
         )  # fmt: skip
@@ -204,10 +218,14 @@ class BundlePlan:
     def _zooms(self) -> Stage:
         """The stage that zooms for calibration, on exact engines."""
         exact = BundlePlan(replace(self.plan, hoist=False, interop=False), *EXACT)
+        settings = msgspec.structs.replace(
+            self.recipe.calibration, pictures=()
+        )  # they are told apart by what they show
+        tokenizer = {name: sha256_of(file) for name, file in tokenizer_files(self.plan.checkpoint).items()}
         pictures = [sha256_of(picture) for picture in calibration_pictures(self.recipe)]
         return Stage(
             "zoom for calibration", calibration.record_trajectories,
-            {"calibration": msgspec.to_builtins(self.recipe.calibration), "pictures": pictures},
+            {"calibration": msgspec.to_builtins(settings), "pictures": pictures, "tokenizer": tokenizer},
             {"bundle": exact, "recipe": self.recipe}, tuple(exact.engines.values()),
         )  # fmt: skip
 
@@ -216,6 +234,17 @@ class BundlePlan:
         plan = self.plan
         sizes = plan.shapes.sizes[:count]
         return [dimensions(size, plan.checkpoint.vae_scale_factor, plan.shapes.batch) for size in sizes]
+
+
+def _check_calibrates(recipe: Recipe) -> None:
+    """Refuse a recipe whose calibration can't run here."""
+    try:
+        backend_for(EXACT[0]).version()
+    except MissingPackageError as error:
+        message = f"the recipe '{recipe.name}' measures activations with ONNX Runtime, which is not installed"
+        raise UserError(message, hint=error.hint) from error
+    for picture in calibration_pictures(recipe):
+        load_image(picture)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:

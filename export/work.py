@@ -92,7 +92,7 @@ def write_onnx(
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
     inputs = None if measured is None else read_inputs(measured)
-    if inputs is not None and recipe.activations is not None:
+    if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
         model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
     models = {component: model}
     if hoisted:

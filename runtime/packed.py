@@ -7,7 +7,9 @@ that memory stays near the size of the largest weight as the engine has it.
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bits import unpack_bits
-from .bundle import MAX_ELEMENTS, MAX_RANK
+from .bundle import MAX_RANK
 from .errors import BundleError, OutzoomError
 from .files import link_or_copy
 from .safetensors import StoredTensor, read_header, read_metadata
@@ -29,6 +31,7 @@ from .safetensors import StoredTensor, read_header, read_metadata
 PACKED_NAME = "packed.safetensors"
 METADATA_KEY = "outzoom"
 CHUNK_ELEMENTS = 2**21
+MAX_ELEMENTS = 2**28  # of a weight; the largest of SD2 has 50 million
 REST = "rest"
 DAMAGED = "copy the bundle again, or build it again"
 
@@ -141,6 +144,12 @@ def unpacked(engine: Path, packed: Path) -> Iterator[Path]:
         file = open_packed(packed)
         if file.packing.weights_file == engine.name:
             raise BundleError(f"the packed weights '{packed}' would replace the engine", hint=DAMAGED)
+        if file.packing.size_bytes > shutil.disk_usage(folder).free:
+            megabytes = file.packing.size_bytes / 1e6
+            raise OutzoomError(
+                f"there is no room for the {megabytes:.0f} MB of weights of '{engine}' in '{folder}'",
+                hint="make some, or name another folder in the environment variable TMPDIR",
+            )
         link_or_copy(engine, Path(folder) / engine.name)
         unpack(file, Path(folder) / file.packing.weights_file)
         yield Path(folder) / engine.name
@@ -152,7 +161,7 @@ def unpack(file: PackedFile, target: Path) -> None:
         for index, tensor in enumerate(file.packing.tensors):
             try:
                 weight = file.weight(index)
-            except (ValueError, IndexError, KeyError, zlib.error) as error:
+            except (ValueError, TypeError, OverflowError, IndexError, KeyError, zlib.error) as error:
                 message = f"the packed weight '{tensor.name}' of '{file.path}' is damaged: {error}"
                 raise BundleError(message, hint=DAMAGED) from error
             stream.seek(tensor.offset)
@@ -320,6 +329,9 @@ def _check(packing: Packing, stored: Mapping[str, StoredTensor]) -> None:
         position = tensor.offset + tensor.size_bytes
         if missing := [array for array in tensor.arrays if f"{index}.{array}" not in stored]:
             raise ValueError(f"'{tensor.name}' lacks its {', '.join(missing)}")
+    ends = sorted((tensor.offset, tensor.offset + tensor.size_bytes) for tensor in stored.values())
+    if any(end > begin for (_, end), (begin, _) in itertools.pairwise(ends)):
+        raise ValueError("arrays lie on one another")
     rest = sum(end - begin for begin, end in gaps(packing))
     if (stored[REST].size_bytes if REST in stored else 0) != rest:
         raise ValueError(f"the rest of the weights is not {rest} bytes")

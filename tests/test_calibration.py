@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import DEMO
+from conftest import DEMO, ROOT
 
 from outzoom.benchmarks.quality import psnr_db
 from outzoom.export import Plan, Shapes, calibration, open_checkpoint, read_recipe, segments
@@ -176,6 +176,36 @@ def test_a_missing_calibration_picture_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.png") as error:
         plan_with(tmp_path, '[calibration]\npictures = ["gone.png"]\n')
     assert "demo model's own picture" in error.value.hint
+
+
+def test_what_changes_no_number_measures_nothing_anew(tmp_path):
+    """The costly stages are made once for recipes that differ in least parity or in where their pictures lie."""
+    rules = '[[rules]]\nprune = { fraction = 0.5, scores = "wanda" }\n[calibration]\npictures = ["mine.png"]\n'
+    keys = []
+    for folder, least in (("a", 10), ("b", 20)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.png").write_bytes((DEMO / "picture.png").read_bytes())
+        engine = plan_with(tmp_path / folder, rules, HEADER.replace("= 10", f"= {least}")).bundles[0].engines["unet"]
+        keys.append((engine.key, engine.needs[0].key, engine.needs[0].needs[1].key))
+    assert keys[0][1:] == keys[1][1:]
+    assert keys[0][0] != keys[1][0]  # the parity is checked again
+    (tmp_path / "a" / "mine.png").write_bytes((ROOT / "docs" / "zoom.png").read_bytes())
+    engine = plan_with(tmp_path / "a", rules).bundles[0].engines["unet"]
+    assert engine.needs[0].needs[1].key != keys[0][2]  # another picture
+
+
+def test_a_calibration_that_can_not_run_is_refused_before_the_build(tmp_path):
+    rules = '[[rules]]\nprune = { fraction = 0.5, scores = "wanda" }\n[calibration]\n'
+    with pytest.raises(UserError, match="keyframes"):
+        plan_with(tmp_path, rules + "keyframes = 101\n")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        plan_with(tmp_path, rules + 'pictures = ["bad.png"]\n')
+
+
+def test_a_hoisted_unet_does_not_round_the_products_of_attention(tmp_path):
+    with pytest.raises(UserError, match="products"):
+        plan_with(tmp_path, 'activations = { products = true }\n[[rules]]\nengine = "int8"\n', hoist=True)
 
 
 def test_pictures_of_the_calibration_are_relative_to_the_recipe(tmp_path):

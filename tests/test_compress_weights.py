@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
+from outzoom.compress.cast import cast_weights
 from outzoom.compress.inputs import Inputs, covariance_file, input_rows
 from outzoom.compress.layers import find_layers
 from outzoom.compress.packing import PackedWriter
@@ -177,6 +178,36 @@ def test_weights_that_are_not_finite_are_refused(compress, bad):
         compress(Rule(), model=model)
 
 
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule(store=KMeans(4)), Rule(store=Int4(32), engine="int8"), Rule(prune=Prune(0.1))]
+)
+def test_weights_beyond_half_precision_are_left_and_named(compress, rule):
+    model = small_model()
+    value = model.graph.initializers["gemm.weight"]
+    array = value.const_value.numpy().copy()
+    array[3, 3] = 1e5
+    value.const_value = ir.tensor(array, name="gemm.weight")
+    _, left, writer = compress(rule, model=model)
+    assert [one.layer for one in left] == ["gemm.weight"]
+    assert "65504" in left[0].reason
+    assert len(writer.tensors) == 3
+
+
+def test_packed_float32_weights_and_widened_biases_are_not_halved_afterwards(compress):
+    model, _, writer = compress(Rule(store=KMeans(4), engine="float32"))
+    wide = initializer("wide.bias", np.ones((1, 1, 2048), np.float32))
+    model.graph.register_initializer(wide)
+    names = set(cast_weights(model).graph.initializers)
+    assert {tensor.name for tensor in writer.tensors} <= names
+    assert "wide.bias" in names
+
+
+def test_a_layer_that_a_technique_can_not_take_is_named(compress, known_inputs):
+    np.save(covariance_file(known_inputs.covariances, "conv.weight"), np.eye(3, dtype=np.float32))
+    with pytest.raises(UserError, match=r"recipe 'test' can't be applied to 'conv\.weight' of unet"):
+        compress(Rule(store=Int4(32, rounding="gptq")), known=known_inputs)
+
+
 @pytest.mark.parametrize("store", [KMeans(4), Int4(16, symmetric=False), Int4(32), None])
 @pytest.mark.parametrize("engine", ["float16", "int8"])
 @pytest.mark.parametrize("constant", [0.0, 0.25])
@@ -222,6 +253,10 @@ def test_a_row_has_the_scale_that_its_largest_weight_needs():
         ({"sparsify": {"n": 4, "m": 4}}, "below m"),
         ({"prune": {"fraction": 1.0}}, "< 1"),
         ({"prune": {"fraction": 0.5, "scores": "sparsegpt", "scope": "global"}}, "within a layer"),
+        ({"prune": {"fraction": 0.5}, "store": {"method": "int4", "rounding": "gptq"}}, "would fill"),
+        ({"prune": {"fraction": 0.5}, "sparsify": {"n": 2, "m": 4, "method": "sparsegpt"}}, "would fill"),
+        ({"store": {"method": "int4", "rounding": "awq"}, "engine": "int8"}, "scales"),
+        ({"store": {"method": "int4", "rounding": "gptq", "importance": True}}, "importance"),
         ({"operators": ["Convolution"]}, "Convolution"),
         ({"layer": "*"}, "layer"),
     ],
@@ -361,5 +396,5 @@ def test_input_rows_times_the_matrix_are_what_the_layer_makes(monkeypatch):
 
 
 def test_a_rule_that_looks_at_inputs_needs_statistics(compress):
-    with pytest.raises(ValueError, match="statistics"):
+    with pytest.raises(UserError, match="statistics"):
         compress(Rule(prune=Prune(0.5, scores="wanda")))

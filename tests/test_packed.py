@@ -1,6 +1,7 @@
 """Packed weights: what is stored comes back as the engine had it, to the last bit, and what is damaged is refused."""
 
 import json
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outzoom.compress.packing import PackedWriter, repack
-from outzoom.runtime import BundleError
+from outzoom.runtime import BundleError, OutzoomError
 from outzoom.runtime.bits import pack_bits
 from outzoom.runtime.packed import (
     METADATA_KEY,
@@ -229,6 +230,41 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, said):
     rewritten(tmp_path / "packed.safetensors", lambda packing, _: change(packing))
     with pytest.raises(BundleError, match=said):
         unpack(open_packed(tmp_path / "packed.safetensors"), tmp_path / "again")
+
+
+def test_arrays_that_lie_on_one_another_are_refused(tmp_path):
+    """A small file could fill a disk with the same bytes, over and over."""
+    stored_weights(tmp_path, entropy_coding=False)
+
+    def overlap(_, header):
+        header["0.codebook"]["data_offsets"] = [0, 16]
+
+    rewritten(tmp_path / "packed.safetensors", overlap)
+    with pytest.raises(BundleError, match="lie on one another"):
+        open_packed(tmp_path / "packed.safetensors")
+
+
+def test_a_mask_of_another_type_is_refused(tmp_path):
+    stored_weights(tmp_path, entropy_coding=False)
+
+    def signed(packing, header):
+        packing["tensors"][0].update(storage={"type": "pruned"}, arrays=["mask", "values"])
+        header["0.mask"] = {**header.pop("0.indices"), "dtype": "I8"}
+        header["0.values"] = header.pop("0.codebook")
+
+    rewritten(tmp_path / "packed.safetensors", signed)
+    with pytest.raises(BundleError, match="damaged"):
+        unpack(open_packed(tmp_path / "packed.safetensors"), tmp_path / "again")
+
+
+def test_a_full_disk_is_told_before_it_is_filled(tmp_path, monkeypatch):
+    stored_weights(tmp_path, entropy_coding=False)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    opened = unpacked(tmp_path / "model.onnx", tmp_path / "packed.safetensors")
+    with pytest.raises(OutzoomError, match="no room") as error, opened:
+        pass
+    assert "TMPDIR" in error.value.hint
 
 
 def test_weights_never_replace_the_engine(tmp_path):
