@@ -153,12 +153,11 @@ def test_statistics_do_not_depend_on_how_the_graph_is_cut(stage_cache, compresse
         assert np.allclose(a, b, rtol=1e-3, atol=1e-4 * abs(a).max())
 
 
-def plan_with(tmp_path, text):
+def plan_with(tmp_path, text, header=HEADER, **options):
     file = tmp_path / "mine.toml"
-    file.write_text(HEADER + text)
-    return Plan(
-        open_checkpoint(DEMO), ("onnxruntime",), (read_recipe(str(file)),), Shapes(((128, 128),)), tmp_path / "out"
-    )
+    file.write_text(header + text)
+    recipes = (read_recipe(str(file)),)
+    return Plan(open_checkpoint(DEMO), ("onnxruntime",), recipes, Shapes(((128, 128),)), tmp_path / "out", **options)
 
 
 def test_a_pattern_that_matches_no_layer_stops_the_build_before_it_begins(tmp_path):
