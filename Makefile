@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/outzoom export-all --target onnxruntime --target openvino-cpu --recipe fp32 --recipe fp16 --out $(OUT)/bundles
 	$(BIN)/outzoom zoom $(OUT)/bundles/openvino-cpu-fp16 --image models/demo/picture.png --guidance 3 \
 	    --prompt "an underwater reef with red fish and red corals" --out $(OUT)/zoom.mp4 --strip $(OUT)/zoom.png
-	$(BIN)/outzoom bench $(OUT)/bundles/* --out $(OUT)
+	$(BIN)/outzoom bench $(OUT)/bundles/*/ --out $(OUT)
 	@echo "look at $(OUT)/zoom.mp4, $(OUT)/zoom.png and $(OUT)/report.html"
 
 test: .venv/installed
