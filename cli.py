@@ -334,7 +334,8 @@ def _print_components(bundle: Bundle) -> None:
         f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match"
     )
     table = Table()
-    for column in ("component", "parameters", "bits each", "inputs", "outputs", "parity"):
+    table.add_column("component", no_wrap=True)
+    for column in ("parameters", "bits each", "inputs", "outputs", "parity"):
         table.add_column(column, overflow="fold")
     for name, component in manifest.components.items():
         shapes = (

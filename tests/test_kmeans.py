@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outzoom.compress import kmeans
@@ -370,6 +370,7 @@ def test_neighbours_far_from_zero_are_told_apart():
     st.integers(1, 4),
     st.booleans(),
 )
+@example([0, 0, 0, 1, 0.5, -1, -1136517065998336, -2.586549564735488e16, 3, 2, -6.790075307747482e27], 3, False)
 def test_any_finite_weight_gets_an_ascending_codebook_and_nearest_entries(values, bits, keep_zero):
     weight = array(*values)
     shared = compress(weight, bits, keep_zero=keep_zero)
