@@ -81,6 +81,11 @@ def demo_recipes(result: dict[str, Any]) -> str:
             f"{step['ratio_to_fp32']['median']:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The steps were timed in turn, all engines of a target loaded in one process; there the idle threads of ONNX "
+        "Runtime's seven sessions take time from the one that runs, so that its steps take longer than alone.",
+    ]
     return "\n".join(lines)
 
 
