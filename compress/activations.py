@@ -13,9 +13,8 @@ import onnx_ir as ir
 
 from .cast import initializer
 from .layers import ROUNDED, checkpoint_name
-from .ranges import Range
+from .ranges import LEVELS, Range
 
-STEPS = 255
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
@@ -50,7 +49,7 @@ def quantize_activations(
         rounded[value] = _round(model, value, ranges[str(value.name)])
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
-    made = {result: value for value, result in rounded.items()}
+    made = set(rounded.values())
     for node in list(_nodes(model, quantized, products)):
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
@@ -65,8 +64,8 @@ def quantize_activations(
 def asymmetric(ends: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point by which 0..255 cover a range that holds 0: value = (code - zero point) * scale."""
     low, high = ends
-    scale = np.float32(max(high - low, SMALLEST_RANGE) / STEPS)
-    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, STEPS))
+    scale = np.float32(max(high - low, SMALLEST_RANGE) / LEVELS)
+    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, LEVELS))
 
 
 def _round(model: ir.Model, value: ir.Value, ends: Range) -> ir.Value:

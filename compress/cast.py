@@ -6,9 +6,9 @@ from functools import partial
 
 import onnx_ir as ir
 
+from .int4 import FLOAT16_MAX
 from .layers import MIN_ELEMENTS
 
-FLOAT16_MAX = 65504.0
 PACKED = "packed"  # the metadata key of a tensor that is stored in a form of its own
 STORED_AS = "stored as"  # the metadata key of a tensor that says in which type a checkpoint has it
 

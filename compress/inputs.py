@@ -29,10 +29,16 @@ class Inputs:
         channels = np.square(self.statistics[layer.input_name].rms)
         return np.tile(channels, layer.columns // len(channels))
 
+    def has_covariance(self, layer: Layer) -> bool:
+        """Whether the covariance of a layer's inputs was measured."""
+        return covariance_file(self.covariances, layer.name).exists()
+
     def covariance(self, layer: Layer) -> NDArray[np.float32] | None:
         """The mean of x x^T over a layer's inputs x, (columns, columns); None for a layer too wide for it."""
-        file = covariance_file(self.covariances, layer.name)
-        return np.load(file, allow_pickle=False) if file.exists() else None
+        if not self.has_covariance(layer):
+            return None
+        found: NDArray[np.float32] = np.load(covariance_file(self.covariances, layer.name), allow_pickle=False)
+        return found
 
 
 def covariance_file(folder: Path, layer: str) -> Path:

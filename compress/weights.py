@@ -19,7 +19,7 @@ from ..runtime.errors import UserError
 from ..runtime.packed import PackedTensor
 from . import int4, kmeans, pruning, sparsity
 from .awq import awq_scales
-from .cast import FLOAT16_MAX, cast_weight
+from .cast import cast_weight
 from .dequantize import dequantize_weight
 from .gptq import gptq
 from .inputs import MOST_COLUMNS, Inputs
@@ -50,7 +50,7 @@ def compress_weights(
         if reason := _refusal(layer, rule, matrix):
             left.append(Left(layer.name, f"stays as it is: {reason}"))
             continue
-        if rule.needs_covariance and _known(inputs).covariance(layer) is None:
+        if rule.needs_covariance and not _known(inputs).has_covariance(layer):
             left.append(Left(layer.name, f"is compressed without a look at its inputs: {_unmeasured(layer)}"))
         try:
             matrix = _with_zeros(layer, matrix, rule, thresholds.get(rule), inputs)
@@ -109,7 +109,8 @@ def _with_zeros(
     layer: Layer, matrix: NDArray[np.float32], rule: Rule, threshold: float | None, inputs: Inputs | None
 ) -> NDArray[np.float32]:
     """A layer's weight, pruned and sparsified as the rule says."""
-    covariance = _known(inputs).covariance(layer) if rule.needs_covariance else None
+    made_up_for = "sparsegpt" in (rule.prune and rule.prune.scores, rule.sparsify and rule.sparsify.method)
+    covariance = _known(inputs).covariance(layer) if made_up_for else None
     if rule.prune and rule.prune.scores == "sparsegpt" and covariance is not None:
         matrix = sparsity.sparsegpt_unstructured(matrix, covariance, rule.prune.fraction).astype(np.float32)
     elif rule.prune and threshold is not None:
@@ -193,8 +194,8 @@ def _has_zeros(rule: Rule) -> bool:
 
 def _refusal(layer: Layer, rule: Rule, matrix: NDArray[np.float32]) -> str:
     """Why a rule can't take a layer; empty if it can."""
-    if np.abs(matrix).max() > FLOAT16_MAX and (rule.engine == "float16" or isinstance(rule.store, Int4)):
-        return f"it holds weights beyond {FLOAT16_MAX:g}, the largest number of float16"
+    if np.abs(matrix).max() > int4.FLOAT16_MAX and (rule.engine == "float16" or isinstance(rule.store, Int4)):
+        return f"it holds weights beyond {int4.FLOAT16_MAX:g}, the largest number of float16"
     if rule.engine == "int4" and layer.op_type != "MatMul":
         return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16"
     return ""
