@@ -82,9 +82,12 @@ def measure_activations(
     measured: dict[str, TensorStatistics] = {}
     (folder / COVARIANCES).mkdir()
     with TemporaryDirectory(dir=folder) as scratch:
-        for segment in split(model):
+        segments = split(model)
+        for segment in segments:
             layers = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
-            found = _measure_segment(segment, axes, layers, samples, measured, Path(scratch))
+            found = _measure_segment(
+                segment, axes, layers, samples, measured, Path(scratch), is_last=segment is segments[-1]
+            )
             for name, covariance in found.items():
                 np.save(covariance_file(folder / COVARIANCES, name), covariance)
             samples = [Path(scratch) / sample.name for sample in samples]
@@ -112,7 +115,7 @@ def read_inputs(folder: Path) -> Inputs:
 
 def _measure_segment(
     segment: ir.Model, axes: Mapping[str, int], layers: list[Layer], samples: list[Path],
-    measured: dict[str, TensorStatistics], scratch: Path,
+    measured: dict[str, TensorStatistics], scratch: Path, is_last: bool,
 ) -> dict[str, Array]:  # fmt: skip
     """Run a segment on every sample, measure what it makes, and leave the samples of the next one in `scratch`.
 
@@ -144,7 +147,8 @@ def _measure_segment(
             rows = input_rows(layer, {**feeds, **made}[layer.input_name])
             sums[layer.name] = sums.get(layer.name, 0) + rows.T @ rows
             counts[layer.name] = counts.get(layer.name, 0) + len(rows)
-        kept: dict[str, Any] = {**feeds, **{name: made[name] for name in crossing}}
-        np.savez(scratch / sample.name, **kept)
+        if not is_last:
+            kept: dict[str, Any] = {**feeds, **{name: made[name] for name in crossing}}
+            np.savez(scratch / sample.name, **kept)
     engine.close()
     return {name: total / np.float32(counts[name]) for name, total in sums.items()}

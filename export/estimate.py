@@ -19,6 +19,7 @@ from ..runtime.errors import UserError
 from ..runtime.shapes import Size
 from . import calibration, stages, work
 from .checkpoint import PART_OF, Checkpoint
+from .layout import is_of_component
 from .plan import BundlePlan, Plan
 from .segments import SEGMENT_BYTES
 from .shapes import Shapes
@@ -26,7 +27,6 @@ from .stages import Stage
 
 SAFETY = 1.05
 BUSY_JOBS = 1.75  # of two, as measured: stages wait for others; and two cores are not faster with more
-PREFIXES = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
 # Multiply-adds of a run for each parameter and each pixel of the picture, as PyTorch counts them for Stable Diffusion 2
 # at 512x512, and the bytes that the module's activations take for each pixel, fitted as the rates below are. The text
 # encoder has no pixels: what it takes is counted by its parameters.
@@ -139,7 +139,7 @@ def component_weights(checkpoint: Checkpoint) -> dict[str, Weights]:
     found = {}
     for component in COMPONENTS:
         tensors = checkpoint.weights(PART_OF[component]).items()
-        own = [math.prod(tensor.shape) for name, tensor in tensors if name.startswith(PREFIXES.get(component, ""))]
+        own = [math.prod(tensor.shape) for name, tensor in tensors if is_of_component(name, component)]
         found[component] = Weights(len(own), sum(own), max(own, default=0))
     return found
 

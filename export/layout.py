@@ -14,6 +14,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 VARIANTS = (None, "fp16")  # in the order they are taken
 
 
+VAE_HALVES = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
+
+
+def is_of_component(name: str, component: str) -> bool:
+    """Whether a weight of a component's part is the component's: the VAE's two halves share a part."""
+    return name.startswith(VAE_HALVES.get(component, ""))
+
+
 def weight_names(part: str) -> Iterator[tuple[str | None, str, str]]:
     """For each variant: its name, the file that holds the part's weights, the index when there are several."""
     stem = WEIGHT_STEMS[part]

@@ -14,6 +14,7 @@ from ..compress.recipe import Calibration, Recipe
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError, unknown_name
 from .checkpoint import PART_OF, Checkpoint
+from .layout import is_of_component
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,10 +104,8 @@ def check_patterns(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 
 def _layer_names(checkpoint: Checkpoint, component: str) -> list[str]:
-    prefixes = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
-    names = [
+    return [
         name.removeprefix("text_model.")
         for name, stored in checkpoint.weights(PART_OF[component]).items()
-        if len(stored.shape) >= 2
+        if len(stored.shape) >= 2 and is_of_component(name, component)
     ]
-    return [name for name in names if name.startswith(prefixes.get(component, ""))]
