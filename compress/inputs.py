@@ -11,10 +11,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from .layers import Layer
-from .statistics import TensorStatistics
+from .statistics import TensorStatistics, even_choice
 
 MOST_COLUMNS = 6144  # of a layer whose covariance is measured: 150 MB of float32
-ROWS_OF_A_RUN = 512  # places of a picture, or tokens, that one run adds to a covariance
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,37 @@ def covariance_file(folder: Path, layer: str) -> Path:
     return folder / f"{layer}.npy"
 
 
-def input_rows(layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inputs of a layer's output channels, (rows, columns): an even choice of at most ROWS_OF_A_RUN of them.
+class Covariance:
+    """The mean of x x^T over a layer's inputs x, (columns, columns), gathered from a choice of them."""
 
-    `values` is what flows into the layer: pictures (n, channels, height, width), of each of which that many are chosen,
-    or (..., channels).
+    def __init__(self, layer: Layer, rows: int) -> None:
+        """`rows` is how many inputs are chosen of each array that is added, at most."""
+        self.layer, self.rows, self._count = layer, max(1, rows), 0
+        self._sum = np.zeros((layer.columns, layer.columns), np.float32)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take in what flows into the layer: pictures (n, channels, height, width), or (..., channels)."""
+        rows = input_rows(self.layer, values, self.rows)
+        self._sum += rows.T @ rows
+        self._count += len(rows)
+
+    def mean(self) -> NDArray[np.float32]:
+        """The covariance about zero."""
+        return self._sum / np.float32(self._count)
+
+
+def input_rows(layer: Layer, values: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Inputs of a layer's output channels, (rows, columns): an even choice of at most `most` of them.
+
+    `values` is what flows into the layer: pictures (n, channels, height, width), or (..., channels).
     """
     if layer.op_type != "Conv":
         rows = values.reshape(-1, values.shape[-1])
-        return rows[_even_choice(len(rows))]
-    return np.concatenate([_windows(layer, picture) for picture in values])
+        return rows[even_choice(len(rows), most)]
+    return np.concatenate([_windows(layer, picture, max(1, most // len(values))) for picture in values])
 
 
-def _windows(layer: Layer, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+def _windows(layer: Layer, picture: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     """What a convolution's kernel sees at places of a picture (channels, height, width): (places, columns)."""
     kernel = layer.matrix_shape[1:-1]
     attributes = layer.node.attributes
@@ -67,9 +84,5 @@ def _windows(layer: Layer, picture: NDArray[np.float32]) -> NDArray[np.float32]:
     padded = np.pad(picture, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     windows = sliding_window_view(padded, kernel, axis=(1, 2))[:, :: strides[0], :: strides[1]]
     places = windows.shape[1] * windows.shape[2]
-    y, x = np.unravel_index(_even_choice(places), windows.shape[1:3])
+    y, x = np.unravel_index(even_choice(places, most), windows.shape[1:3])
     return windows[:, y, x].transpose(1, 2, 3, 0).reshape(len(y), -1)
-
-
-def _even_choice(count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, min(count, ROWS_OF_A_RUN)).round().astype(np.int64))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 BINS = 2048
 SMALLEST_RANGE = 2.0**-24
+MOST_VALUES = 2**20  # of an array that the histogram and the second moments are of; the extremes are of all
 
 
 @dataclass
@@ -40,10 +41,10 @@ class TensorStatistics:
         self.low, self.high = min(self.low, low), max(self.high, high)
         while max(-low, high) > self.range:
             self._double()
-        self.counts += np.histogram(values, BINS, (-self.range, self.range))[0]
-        others = tuple(axis for axis in range(values.ndim) if axis != channel_axis % values.ndim)
-        self.square_sums += np.square(values, dtype=np.float64).sum(others)
-        self.rows += values.size // len(self.square_sums)
+        rows = _choice(values, channel_axis)
+        self.counts += np.histogram(rows, BINS, (-self.range, self.range))[0]
+        self.square_sums += np.square(rows, dtype=np.float64).sum((0, 2))
+        self.rows += rows.size // len(self.square_sums)
 
     def _double(self) -> None:
         quarter = BINS // 4
@@ -73,3 +74,18 @@ class TensorStatistics:
         return cls(
             float(low), float(high), float(reach), arrays["counts"].astype(np.int64), arrays["square_sums"], int(rows)
         )
+
+
+def _choice(values: NDArray[np.float32], channel_axis: int) -> NDArray[np.float32]:
+    """About MOST_VALUES of an array at most, (before, channels, after): an even choice of places, with all channels."""
+    axis = channel_axis % values.ndim
+    before, channels = int(np.prod(values.shape[:axis])), values.shape[axis]
+    rows = values.reshape(before, channels, -1)
+    if axis == values.ndim - 1:
+        return rows[even_choice(before, MOST_VALUES // channels)]
+    return rows[:, :, even_choice(rows.shape[2], MOST_VALUES // (before * channels))]
+
+
+def even_choice(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` (at least one) of the numbers 0 .. count - 1, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, max(most, 1))).round().astype(np.int64))

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compress.inputs import MOST_COLUMNS, Inputs, covariance_file, input_rows
+from ..compress.inputs import MOST_COLUMNS, Covariance, Inputs, covariance_file
 from ..compress.layers import Layer, find_layers
 from ..compress.recipe import Recipe
 from ..compress.statistics import TensorStatistics
-from ..runtime.backends import Array, backend_for
+from ..runtime.backends import Array, Engine
+from ..runtime.backends.onnxruntime import open_mapped
 from ..runtime.errors import OutzoomError
 from ..runtime.images import load_image
 from ..runtime.inpainting import Painting
 from ..runtime.zoom import Zoom
 from .checkpoint import PART_OF, Checkpoint
 from .recipes import calibration_pictures
+from .shapes import about_bytes
 from .work import MODEL, WEIGHTS
 
 if TYPE_CHECKING:
@@ -37,39 +39,61 @@ SCALE = 0.5  # of each keyframe in the next: the widest border there is
 STATISTICS = "statistics.npz"
 COVARIANCES = "covariances"
 SEPARATOR = "/"
+ROWS = 2**14  # inputs of a layer, over all samples, that its covariance is of
 
-Feeds = dict[str, Array]
+
+class _Recorded:
+    """An engine that keeps what it is fed with, an .npz file for each run."""
+
+    def __init__(self, engine: Engine, folder: Path, component: str) -> None:
+        self.engine, self.folder, self.component, self.runs = engine, folder, component, 0
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs, by name."""
+        self.runs += 1
+        arrays: dict[str, Any] = dict(feeds)
+        np.savez(self.folder / f"{self.component}-{self.runs:05}.npz", **arrays)
+        return self.engine.run(feeds)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
 
 
 def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe: Recipe) -> None:
     """What the components are fed with while the bundle of these engines zooms, an .npz file for each run."""
     from .build import assemble
+    from .segments import segmented
 
     settings = recipe.calibration
     pictures = calibration_pictures(recipe)
-    counts: dict[str, int] = {}
+    with TemporaryDirectory(dir=folder) as scratch:
+        assembled = assemble(bundle, Path(scratch), engines)
 
-    def keep(component: str, feeds: Feeds) -> None:
-        counts[component] = counts.get(component, 0) + 1
-        arrays: dict[str, Any] = feeds
-        np.savez(folder / f"{component}-{counts[component]:05}.npz", **arrays)
+        def open_engine(component: str, batch: int) -> Engine:
+            segments = segmented(assembled.engine(component), Path(scratch) / f"{component} in segments")
+            return _Recorded(segments, folder, component)
 
-    with TemporaryDirectory(dir=folder) as scratch, Zoom(assemble(bundle, Path(scratch), engines), on_run=keep) as zoom:
-        for index in range(max(len(settings.prompts), len(pictures))):  # both take turns
-            prompt = settings.prompts[index % len(settings.prompts)]
-            picture = load_image(pictures[index % len(pictures)], size=zoom.size)
-            painting = Painting(steps=settings.steps, guidance=settings.guidance, seed=settings.seed + index)
-            keyframes = zoom.keyframes(picture, prompt, SCALE, painting)
-            for _ in range(settings.keyframes + 1):  # the first is the picture
-                next(keyframes)
+        with Zoom(assembled, open_engine=open_engine) as zoom:
+            for index in range(max(len(settings.prompts), len(pictures))):  # both take turns
+                prompt = settings.prompts[index % len(settings.prompts)]
+                picture = load_image(pictures[index % len(pictures)], size=zoom.size)
+                painting = Painting(steps=settings.steps, guidance=settings.guidance, seed=settings.seed + index)
+                keyframes = zoom.keyframes(picture, prompt, SCALE, painting)
+                for _ in range(settings.keyframes + 1):  # the first is the picture
+                    next(keyframes)
 
 
 def measure_activations(
-    folder: Path, traced: Path, recorded: Path, *, checkpoint: Checkpoint, component: str, recipe: Recipe
-) -> None:
-    """Statistics of a component's activations over all that was recorded for it."""
+    folder: Path, traced: Path, recorded: Path, *,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, sides: Mapping[str, int],
+) -> None:  # fmt: skip
+    """Statistics of a component's activations over all that was recorded for it.
+
+    `sides` are the numbers of the dimensions that the graph leaves open.
+    """
     from ..compress.activations import activations
-    from .segments import split
+    from .segments import needed_later, split
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
@@ -79,20 +103,24 @@ def measure_activations(
     samples = sorted(recorded.glob(f"{component}-*.npz"))
     if not samples:
         raise OutzoomError(f"nothing was recorded for {component}", hint="please report this")
-    measured: dict[str, TensorStatistics] = {}
+    layers = {layer.node: layer for layer in find_layers(model) if _has_covariance(layer, component, recipe)}
+
+    def measured_bytes(node: ir.Node) -> int:
+        covariance_bytes = 4 * layers[node].columns ** 2 if node in layers else 0
+        return covariance_bytes + sum(about_bytes(value, sides) for value in node.outputs if value.name in axes)
+
+    statistics: dict[str, TensorStatistics] = {}
+    segments = split(model, more_bytes=measured_bytes)
     (folder / COVARIANCES).mkdir()
     with TemporaryDirectory(dir=folder) as scratch:
-        segments = split(model)
-        for segment in segments:
-            layers = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
-            found = _measure_segment(
-                segment, axes, layers, samples, measured, Path(scratch), is_last=segment is segments[-1]
-            )
-            for name, covariance in found.items():
-                np.save(covariance_file(folder / COVARIANCES, name), covariance)
-            samples = [Path(scratch) / sample.name for sample in samples]
+        for segment, needed in zip(segments, needed_later(segments), strict=True):
+            own = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
+            covariances = [Covariance(layer, ROWS // len(samples)) for layer in own]
+            samples = _measure_segment(segment, samples, axes, statistics, covariances, needed, Path(scratch))
+            for covariance in covariances:
+                np.save(covariance_file(folder / COVARIANCES, covariance.layer.name), covariance.mean())
     arrays = {
-        f"{name}{SEPARATOR}{part}": array for name, one in measured.items() for part, array in one.arrays().items()
+        f"{name}{SEPARATOR}{part}": array for name, one in statistics.items() for part, array in one.arrays().items()
     }
     np.savez(folder / STATISTICS, **arrays)  # type: ignore[arg-type]
 
@@ -114,41 +142,40 @@ def read_inputs(folder: Path) -> Inputs:
 
 
 def _measure_segment(
-    segment: ir.Model, axes: Mapping[str, int], layers: list[Layer], samples: list[Path],
-    measured: dict[str, TensorStatistics], scratch: Path, is_last: bool,
-) -> dict[str, Array]:  # fmt: skip
-    """Run a segment on every sample, measure what it makes, and leave the samples of the next one in `scratch`.
-
-    The covariances of the inputs of `layers`, by their names.
-    """
-    import onnx_ir as ir
-
-    crossing = {str(value.name) for value in segment.graph.outputs}
-    for node in segment.graph:
-        segment.graph.outputs.extend(
-            value for value in node.outputs if value.name in axes and value.name not in crossing
-        )
-    ir.save(segment, scratch / MODEL, external_data=WEIGHTS)
-    engine = backend_for("onnxruntime").load(scratch / MODEL, "float32", (), {})
+    segment: ir.Model, samples: list[Path], axes: Mapping[str, int], statistics: dict[str, TensorStatistics],
+    covariances: list[Covariance], needed: set[str], scratch: Path,
+) -> list[Path]:  # fmt: skip
+    """Run a segment on every sample, and measure what it makes; the next one's samples, which are in `scratch`."""
+    engine = _open_segment(segment, axes, scratch)
     inputs = [str(value.name) for value in segment.graph.inputs]
-    sums: dict[str, Array] = {}
-    counts: dict[str, int] = {}
     for sample in samples:
         with np.load(sample, allow_pickle=False) as stored:
-            feeds = dict(stored)
-        made = engine.run({name: feeds[name] for name in inputs})
-        fresh = {} if sample.parent == scratch else {name: feeds[name] for name in axes if name in feeds}
-        for name, array in {**fresh, **made}.items():
+            values = dict(stored)
+        made = engine.run({name: values[name] for name in inputs})
+        fresh = made if sample.parent == scratch else {**values, **made}
+        for name, array in fresh.items():
             if name in axes:
-                if name not in measured:
-                    measured[name] = TensorStatistics.empty(array.shape[axes[name]])
-                measured[name].add(array, axes[name])
-        for layer in layers:
-            rows = input_rows(layer, {**feeds, **made}[layer.input_name])
-            sums[layer.name] = sums.get(layer.name, 0) + rows.T @ rows
-            counts[layer.name] = counts.get(layer.name, 0) + len(rows)
-        if not is_last:
-            kept: dict[str, Any] = {**feeds, **{name: made[name] for name in crossing}}
+                if name not in statistics:
+                    statistics[name] = TensorStatistics.empty(array.shape[axes[name]])
+                statistics[name].add(array, axes[name])
+        values |= made
+        for covariance in covariances:
+            covariance.add(values[covariance.layer.input_name])
+        if needed:
+            kept: dict[str, Any] = {name: value for name, value in values.items() if name in needed}
             np.savez(scratch / sample.name, **kept)
     engine.close()
-    return {name: total / np.float32(counts[name]) for name, total in sums.items()}
+    return [scratch / sample.name for sample in samples]
+
+
+def _open_segment(segment: ir.Model, axes: Mapping[str, int], scratch: Path) -> Engine:
+    """An engine of a segment that also puts out what is measured."""
+    import onnx_ir as ir
+
+    outputs = {str(value.name) for value in segment.graph.outputs}
+    for node in segment.graph:
+        segment.graph.outputs.extend(
+            value for value in node.outputs if value.name in axes and value.name not in outputs
+        )
+    ir.save(segment, scratch / MODEL, external_data=WEIGHTS)
+    return open_mapped(scratch / MODEL)

@@ -210,7 +210,10 @@ class BundlePlan:
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
                 msgspec.to_builtins({"rules": self.recipe.rules, "activations": self.recipe.activations}),
-                {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}, (traced, zooms),
+                {
+                    "checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe,
+                    "sides": self._sides(1)[0],
+                }, (traced, zooms),
             ),
         )  # fmt: skip
 

@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import onnx_ir as ir
+
+from ..runtime.backends import Array
+from ..runtime.backends.onnxruntime import open_mapped
+from ..runtime.files import link_or_copy
 
 SEGMENT_BYTES = 512 * 2**20
 
 
-def split(model: ir.Model, most_bytes: int = SEGMENT_BYTES) -> list[ir.Model]:
+@dataclass(frozen=True)
+class SegmentedEngine:
+    """An engine of ONNX models that run one after another, each open, and its weights in memory, only while it runs."""
+
+    segments: list[tuple[Path, list[str], set[str]]]  # of each its model, its inputs, and what later ones need
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs, by name."""
+        values = dict(feeds)
+        for file, inputs, needed in self.segments:
+            engine = open_mapped(file)
+            values |= engine.run({name: values[name] for name in inputs})
+            engine.close()
+            values = {name: value for name, value in values.items() if name in needed}
+        return values
+
+    def close(self) -> None:
+        """Nothing is open between runs."""
+
+
+def segmented(onnx: Path, folder: Path) -> SegmentedEngine:
+    """An ONNX model and its external weights as segments that run in turn; their models are written into `folder`."""
+    folder.mkdir()
+    for weights in onnx.parent.glob(f"{onnx.name}.*"):
+        link_or_copy(weights, folder / weights.name)
+    model = ir.load(onnx)
+    outputs = {str(value.name) for value in model.graph.outputs}
+    segments = split(model)
+    files = []
+    for number, (segment, needed) in enumerate(zip(segments, needed_later(segments), strict=True)):
+        ir.save(segment, folder / f"{number}.onnx")
+        files.append((folder / f"{number}.onnx", [str(value.name) for value in segment.graph.inputs], needed | outputs))
+    return SegmentedEngine(files)
+
+
+def needed_later(segments: list[ir.Model]) -> list[set[str]]:
+    """For each segment the inputs of those after it."""
+    needed: set[str] = set()
+    found = [needed]
+    for segment in reversed(segments[1:]):
+        needed = needed | {str(value.name) for value in segment.graph.inputs}
+        found.append(needed)
+    return found[::-1]
+
+
+def _no_more(node: ir.Node) -> int:
+    return 0
+
+
+def split(
+    model: ir.Model, most_bytes: int = SEGMENT_BYTES, more_bytes: Callable[[ir.Node], int] = _no_more
+) -> list[ir.Model]:
     """Models that do in turn what `model` does, each with at most about `most_bytes` of weights.
+
+    `more_bytes` is what a node takes beside its weights.
 
     Each takes inputs of the model and outputs of earlier ones; what is made of weights alone, such as a cast, goes with
     what uses it. Cuts are made where the fewest tensors cross. A layer is never divided, so a model that is small
@@ -16,7 +77,7 @@ def split(model: ir.Model, most_bytes: int = SEGMENT_BYTES) -> list[ir.Model]:
     """
     constant = _constant_nodes(model.graph)
     nodes = [node for node in model.graph if node not in constant]
-    cuts = _cuts(nodes, constant, most_bytes)
+    cuts = _cuts(nodes, constant, most_bytes, more_bytes)
     segments = []
     for begin, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
         inside = set(nodes[begin:end])
@@ -54,7 +115,9 @@ def _weights(node: ir.Node, constant: set[ir.Node]) -> set[ir.Value]:
     return found
 
 
-def _cuts(nodes: list[ir.Node], constant: set[ir.Node], most_bytes: int) -> list[int]:
+def _cuts(
+    nodes: list[ir.Node], constant: set[ir.Node], most_bytes: int, more_bytes: Callable[[ir.Node], int]
+) -> list[int]:
     """The indices of the nodes that begin a new segment."""
     crossing = _crossing(nodes)
     sizes: list[int] = []
@@ -62,7 +125,8 @@ def _cuts(nodes: list[ir.Node], constant: set[ir.Node], most_bytes: int) -> list
     for node in nodes:
         own = _weights(node, constant) - seen
         seen |= own
-        sizes.append(sum(value.const_value.nbytes for value in own if value.const_value is not None))
+        weights_bytes = sum(value.const_value.nbytes for value in own if value.const_value is not None)
+        sizes.append(weights_bytes + more_bytes(node))
     cuts: list[int] = []
     begin, held_bytes = 0, 0
     for index, size_bytes in enumerate(sizes):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..runtime.errors import UserError
 from ..runtime.shapes import Dimension, Size, dimensions, resolve
 from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 InputShapes = dict[str, tuple[tuple[Dimension, ...], str]]  # by name: shape and numpy dtype name
 
@@ -74,3 +81,16 @@ def probe_shapes(checkpoint: Checkpoint, component: str, shapes: Shapes) -> list
         if concrete not in found:
             found.append(concrete)
     return found
+
+
+def about_bytes(value: ir.Value, numbers: Mapping[str, int]) -> int:
+    """About how much a float32 tensor of a graph takes; of an expression of dimensions its factors are multiplied.
+
+    A name that `numbers` does not have is taken for the largest side that the latents have.
+    """
+    largest = max(numbers["latent_height"], numbers["latent_width"])
+    elements = 1
+    for side in value.shape or ():
+        factors = re.findall(r"\w+", str(side))
+        elements *= math.prod(int(one) if one.isdigit() else numbers.get(one, largest) for one in factors)
+    return 4 * elements

@@ -23,6 +23,7 @@ from .tokenizer import ClipTokenizer
 Latents = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 Feeds = dict[str, Array]
+OpenEngine = Callable[[str, int], Engine]
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 MAX_GUIDANCE = 100.0
@@ -62,11 +63,9 @@ class Inpainting:
     Ho and Salimans 2022 (classifier-free guidance).
     """
 
-    def __init__(
-        self, bundle: Bundle, size: Size | None = None, on_run: Callable[[str, Feeds], None] | None = None
-    ) -> None:
-        """`on_run` is told of each run of a component's engine, and what is fed to it."""
-        self.bundle, self._on_run = bundle, on_run
+    def __init__(self, bundle: Bundle, size: Size | None = None, open_engine: OpenEngine | None = None) -> None:
+        """`open_engine` opens the engine of a component for a batch, by default the bundle's own."""
+        self.bundle, self._open = bundle, open_engine or self._open_own
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
@@ -80,13 +79,16 @@ class Inpainting:
     def engine(self, component: str, batch: int = 1) -> Engine:
         """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
         if (component, batch) not in self._engines:
-            manifest = self.bundle.manifest
-            with self._engine_file(component) as file:
-                self._engines[component, batch] = backend_for(manifest.target).load(
-                    file, manifest.recipe.compute, manifest.components[component].inputs,
-                    dimensions(self.size, manifest.vae_scale_factor, batch),
-                )  # fmt: skip
+            self._engines[component, batch] = self._open(component, batch)
         return self._engines[component, batch]
+
+    def _open_own(self, component: str, batch: int) -> Engine:
+        manifest = self.bundle.manifest
+        with self._engine_file(component) as file:
+            return backend_for(manifest.target).load(
+                file, manifest.recipe.compute, manifest.components[component].inputs,
+                dimensions(self.size, manifest.vae_scale_factor, batch),
+            )  # fmt: skip
 
     def _engine_file(self, component: str) -> AbstractContextManager[Path]:
         """An engine beside all of its weights, for as long as it takes to load it."""
@@ -98,8 +100,6 @@ class Inpainting:
 
     def _run_all(self, component: str, feeds: Mapping[str, Array], outputs: Iterable[str], batch: int = 1) -> Feeds:
         engine = self.engine(component, batch)
-        if self._on_run:
-            self._on_run(component, dict(feeds))
         try:
             made = engine.run(feeds)
             return {name: made[name] for name in outputs}

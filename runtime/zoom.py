@@ -11,7 +11,7 @@ import numpy as np
 from . import geometry
 from .bundle import Bundle, open_manifest
 from .errors import UserError
-from .inpainting import Feeds, Inpainting, Painting, Picture
+from .inpainting import Inpainting, OpenEngine, Painting, Picture
 from .shapes import Size
 
 FEATHER_FRACTION = 1 / 24  # of the picture's shorter side: how far a keyframe fades into what is painted around it
@@ -56,12 +56,10 @@ class Zoom:
     ...     show(frame)                                       # uint8 (height, width, 3), RGB
     """
 
-    def __init__(
-        self, bundle: Bundle, size: Size | None = None, on_run: Callable[[str, Feeds], None] | None = None
-    ) -> None:
-        """`on_run` is told of each run of a component's engine, and what is fed to it."""
+    def __init__(self, bundle: Bundle, size: Size | None = None, open_engine: OpenEngine | None = None) -> None:
+        """`open_engine` opens the engine of a component for a batch, by default the bundle's own."""
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle, size, on_run)
+        self.inpainting = Inpainting(bundle, size, open_engine)
         self.size = self.inpainting.size
 
     @property

@@ -1,6 +1,7 @@
 """Compressed bundles of the demo checkpoint, from the calibration on to the pictures that they paint."""
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from outzoom.export.trace import save_skeleton, trace
 from outzoom.export.work import MODEL
 from outzoom.runtime import Inpainting, Painting, UserError, load_image, open_bundle, open_manifest
 from outzoom.runtime.packed import open_packed, unpack
+from outzoom.runtime.shapes import dimensions
 
 HEADER = 'description = "test"\nweights = "float16"\ncompute = "float32"\nmin_psnr_db = 10\n'
 SHORT = '[calibration]\nprompts = ["a town with red roofs at noon"]\nkeyframes = 1\nsteps = 4\n'
@@ -26,6 +28,7 @@ RECIPES = {
     "sparse": '[[rules]]\nsparsify = { n = 2, m = 4, method = "sparsegpt" }\nengine = "int8"\n',
 }
 TARGETS = ["onnxruntime", "openvino-cpu"]
+SIDES = dimensions((128, 128), 8)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,11 @@ def test_each_run_of_each_component_is_recorded(stage_cache, compressed):
     assert len(timesteps) == 4
 
 
+def split_into(most_bytes, model, more_bytes, whole=segments.split):
+    """The segments of a model, of another size than the usual."""
+    return whole(model, most_bytes, more_bytes)
+
+
 def test_statistics_do_not_depend_on_how_the_graph_is_cut(stage_cache, compressed, tmp_path, monkeypatch):
     (recorded,) = {path.parent for path in stage_cache.glob("record_trajectories-*/unet-00001.npz")}
     checkpoint = open_checkpoint(DEMO)
@@ -132,13 +140,11 @@ def test_statistics_do_not_depend_on_how_the_graph_is_cut(stage_cache, compresse
     save_skeleton(trace(checkpoint, "vae_decoder", Shapes(((128, 128),))), tmp_path / "traced" / MODEL)
     found = {}
     for most_bytes in (2**40, 2**20):
-        whole = segments.split
-        monkeypatch.setattr(segments, "split", lambda model, most=most_bytes, whole=whole: whole(model, most))
+        monkeypatch.setattr(segments, "split", partial(split_into, most_bytes))
         folder = tmp_path / str(most_bytes)
         folder.mkdir()
-        arguments = {"checkpoint": checkpoint, "component": "vae_decoder", "recipe": recipe}
+        arguments = {"checkpoint": checkpoint, "component": "vae_decoder", "recipe": recipe, "sides": SIDES}
         measure_activations(folder, tmp_path / "traced", recorded, **arguments)
-        monkeypatch.setattr(segments, "split", whole)
         found[most_bytes] = read_inputs(folder)
     one, many = found.values()
     assert one.statistics.keys() == many.statistics.keys()

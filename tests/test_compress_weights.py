@@ -9,7 +9,7 @@ import pytest
 from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
 from outzoom.compress.cast import cast_weights
-from outzoom.compress.inputs import Inputs, covariance_file, input_rows
+from outzoom.compress.inputs import Covariance, Inputs, covariance_file, input_rows
 from outzoom.compress.layers import find_layers
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.recipe import Int4, KMeans, Prune, Recipe, Rule, Sparsify
@@ -274,7 +274,8 @@ def inputs_of(model, folder):
     for node in made.graph:
         made.graph.outputs.extend(value for value in node.outputs if value.name in wanted)
     names = [value.name for value in made.graph.outputs]
-    statistics, sums = {}, {}
+    statistics = {}
+    covariances = [Covariance(layer, rows=512) for layer in layers.values()]
     engine = session(made)
     mixing = np.random.default_rng(9).standard_normal((CHANNELS, CHANNELS)) ** 3
     for seed in range(20):
@@ -284,10 +285,10 @@ def inputs_of(model, folder):
         for layer in layers.values():
             array, axis = values[layer.input_name], 1 if layer.op_type == "Conv" else -1
             statistics.setdefault(layer.input_name, TensorStatistics.empty(array.shape[axis])).add(array, axis)
-            rows = input_rows(layer, array)
-            sums[layer.name] = sums.get(layer.name, 0) + rows.T @ rows / len(rows) / 20
-    for name, total in sums.items():
-        np.save(covariance_file(folder, name), total)
+        for covariance in covariances:
+            covariance.add(values[covariance.layer.input_name])
+    for covariance in covariances:
+        np.save(covariance_file(folder, covariance.layer.name), covariance.mean())
     return Inputs(statistics, folder)
 
 
@@ -380,8 +381,7 @@ def test_mean_squares_are_the_diagonal_of_the_covariance_at_every_place_of_the_k
             assert np.allclose(covariance.diagonal(), squares, rtol=0.5 if layer.op_type == "Conv" else 1e-3)
 
 
-def test_input_rows_times_the_matrix_are_what_the_layer_makes(monkeypatch):
-    monkeypatch.setattr("outzoom.compress.inputs.ROWS_OF_A_RUN", 10**6)
+def test_input_rows_times_the_matrix_are_what_the_layer_makes():
     model = small_model()
     model.graph.outputs.extend(v for node in model.graph for v in node.outputs if v.name in ("conv.out", "linear.out"))
     model.graph.outputs.extend(v for node in model.graph for v in node.outputs if v.name in ("rows", "embedded"))
@@ -389,10 +389,22 @@ def test_input_rows_times_the_matrix_are_what_the_layer_makes(monkeypatch):
     names = [value.name for value in model.graph.outputs]
     values = {**feeds, **dict(zip(names, session(model).run(None, feeds), strict=True))}
     conv, linear, _, _ = find_layers(model)
-    made = input_rows(conv, values["picture"]) @ conv.matrix().T
+    made = input_rows(conv, values["picture"], 10**6) @ conv.matrix().T
     bias = model.graph.initializers["conv.bias"].const_value.numpy()
     assert np.allclose(made + bias, values["conv.out"][0].reshape(CHANNELS, -1).T, atol=1e-4)
-    assert np.allclose(input_rows(linear, values["rows"]) @ linear.matrix().T, values["linear.out"][0], atol=1e-4)
+    assert np.allclose(
+        input_rows(linear, values["rows"], 10**6) @ linear.matrix().T, values["linear.out"][0], atol=1e-4
+    )
+
+
+def test_a_covariance_by_hand_and_of_an_even_choice_of_rows():
+    _, linear, _, _ = find_layers(small_model())
+    covariance = Covariance(linear, rows=2)
+    values = np.zeros((3, linear.columns), np.float32)
+    values[:, :2] = [[1, 2], [50, 50], [3, 0]]  # the row in the middle is not chosen
+    covariance.add(values)
+    assert covariance.mean()[:2, :2].tolist() == [[5, 1], [1, 2]]
+    assert not covariance.mean()[2:].any()
 
 
 def test_a_rule_that_looks_at_inputs_needs_statistics(compress):

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from outzoom.export.segments import split
+from outzoom.export.segments import needed_later, segmented, split
 
 # y = relu(x + a), z = y + b, out = z + y + c: 12 bytes of weights in each addition
 CHAIN = """
@@ -48,6 +48,31 @@ def test_segments_hold_no_more_than_asked_and_pass_on_what_is_used_later(chain):
     assert (names(first.graph.inputs), names(first.graph.outputs)) == (["x"], ["y"])
     assert (names(second.graph.inputs), names(second.graph.outputs)) == (["y"], ["zy"])
     assert (names(third.graph.inputs), names(third.graph.outputs)) == (["zy"], ["out"])
+
+
+def test_what_a_node_takes_beside_its_weights_counts(chain):
+    segments = split(chain, 24, lambda node: 12 if node.op_type == "Relu" else 0)
+    assert [ops(segment) for segment in segments] == [["Add", "Relu"], ["Add", "Add", "Add"]]
+
+
+def test_only_inputs_of_later_segments_are_needed(chain):
+    assert needed_later(split(chain, 12)) == [{"y", "zy"}, {"zy"}, set()]
+    assert needed_later(split(chain)) == [set()]
+
+
+def test_an_engine_of_segments_makes_what_the_whole_makes(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr("outzoom.export.segments.split", lambda model, whole=split: whole(model, 12))
+    chain.graph.outputs.append(next(node.outputs[0] for node in chain.graph if node.outputs[0].name == "y"))
+    for value in (node.outputs[0] for node in chain.graph):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([3])
+    ir.save(chain, tmp_path / "model.onnx", external_data="model.onnx.data")
+    engine = segmented(tmp_path / "model.onnx", tmp_path / "segments")
+    assert len(engine.segments) == 3
+    made = engine.run({"x": np.array([-5, 0, 5], np.float32)})
+    assert {name: value.tolist() for name, value in made.items()} == {
+        "y": [0, 2, 8],
+        "out": [0 + 10 + 0 + 100, 2 + 20 + 2 + 200, 8 + 30 + 8 + 300],
+    }
 
 
 def test_the_model_is_left_as_it_was(chain):

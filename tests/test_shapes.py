@@ -1,10 +1,12 @@
 """Bundles of several sizes and of batch 2: one graph, shaped when it is loaded."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from outzoom.export import Shapes, open_checkpoint
 from outzoom.export.parity import reference_output, tensor_psnr_db
+from outzoom.export.shapes import about_bytes
 from outzoom.runtime import Painting, UserError, open_bundle, open_manifest
 from outzoom.runtime.shapes import dimensions, parse_size, resolve
 
@@ -17,6 +19,15 @@ def many(tiny_checkpoint, tmp_path_factory, build_bundles):
     """Bundles of three sizes, whose UNet takes two pictures at once."""
     out = tmp_path_factory.mktemp("many")
     return build_bundles(tiny_checkpoint, out, TARGETS, ["fp32"], SIZES, batch=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements"),
+    [((2, 3), 6), (("batch", 3, "latent_height"), 2 * 3 * 8), (("4*s12*s7", 5), 4 * 12 * 12 * 5), ((None, 2), 24)],
+)
+def test_the_size_of_a_tensor_is_about_that_of_its_dimensions(shape, elements):
+    value = ir.Value(name="x", shape=ir.Shape(shape))
+    assert about_bytes(value, dimensions((96, 64), 8, batch=2)) == 4 * elements
 
 
 def test_named_dimensions_have_the_numbers_of_a_size():

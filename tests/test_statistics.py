@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from outzoom.compress.activations import asymmetric
 from outzoom.compress.ranges import choose_range, expected_squared_error
-from outzoom.compress.statistics import BINS, TensorStatistics
+from outzoom.compress.statistics import BINS, TensorStatistics, even_choice
 
 
 def statistics_of(*pieces, channel_axis=-1):
@@ -30,6 +30,23 @@ def test_the_second_moments_are_of_the_channels_of_a_picture():
     picture = np.zeros((1, 2, 3, 3), np.float32)
     picture[0, 1] = 2
     assert statistics_of(picture, channel_axis=1).rms.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("shape", "channel_axis"), [((1, 3, 40, 50), 1), ((2, 2000, 3), -1), ((2, 4, 500, 3), -1)])
+def test_of_a_large_array_a_choice_counts_but_for_the_extremes(monkeypatch, shape, channel_axis):
+    monkeypatch.setattr("outzoom.compress.statistics.MOST_VALUES", 3000)
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    values.flat[7] = 5
+    found = statistics_of(values, channel_axis=channel_axis)
+    assert found.high == 5
+    assert 0.9 * 3000 < found.counts.sum() <= 3000
+    assert found.rows * 3 == found.counts.sum()
+    assert found.rms == pytest.approx(np.ones(3), abs=0.1)  # four standard errors of 1000 values are 0.09
+
+
+@pytest.mark.parametrize(("count", "most", "chosen"), [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (4, 0, [0])])
+def test_an_even_choice_by_hand(count, most, chosen):
+    assert even_choice(count, most).tolist() == chosen
 
 
 def test_growing_ranges_lose_no_value():
