@@ -197,7 +197,8 @@ def _refusal(layer: Layer, rule: Rule, matrix: NDArray[np.float32]) -> str:
     if np.abs(matrix).max() > int4.FLOAT16_MAX and (rule.engine == "float16" or isinstance(rule.store, Int4)):
         return f"it holds weights beyond {int4.FLOAT16_MAX:g}, the largest number of float16"
     if rule.engine == "int4" and layer.op_type != "MatMul":
-        return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16"
+        also = ", or make products of 1x1 convolutions" if layer.op_type == "Conv" else ""
+        return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16{also}"
     return ""
 
 

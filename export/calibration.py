@@ -25,10 +25,10 @@ from ..runtime.errors import OutzoomError
 from ..runtime.images import load_image
 from ..runtime.inpainting import Painting
 from ..runtime.zoom import Zoom
-from .checkpoint import PART_OF, Checkpoint
+from .checkpoint import Checkpoint
 from .recipes import calibration_pictures
 from .shapes import about_bytes
-from .work import MODEL, WEIGHTS
+from .work import MODEL, WEIGHTS, load_traced
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,9 +94,8 @@ def measure_activations(
     """
     from ..compress.activations import activations
     from .segments import needed_later, split
-    from .trace import load_skeleton
 
-    model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    model = load_traced(traced, checkpoint, component, recipe)
     rounds = recipe.rounds_activations(component)
     products = rounds and recipe.activations is not None and recipe.activations.products
     axes = activations(model, partial(recipe.measures, component), products, outputs=rounds)

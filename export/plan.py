@@ -38,6 +38,7 @@ from .stages import KEY_DIGITS, Stage
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
+GRAPH_KEYS = ("rules", "activations", "pointwise_as_products")  # of a recipe, on which depends what is measured
 ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
 
 
@@ -172,7 +173,7 @@ class BundlePlan:
         config = checkpoint.config(PART_OF[component])
         made_by = {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
         weights = {"weights": plan.source_sha256}
-        changes = {key: recipe[key] for key in ("rules", "activations", "weights", "entropy_coding")}
+        changes = {key: recipe[key] for key in (*GRAPH_KEYS, "weights", "entropy_coding")}
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
 
@@ -209,7 +210,7 @@ class BundlePlan:
         return (
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                msgspec.to_builtins({"rules": self.recipe.rules, "activations": self.recipe.activations}),
+                msgspec.to_builtins({key: getattr(self.recipe, key) for key in GRAPH_KEYS}),
                 {
                     "checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe,
                     "sides": self._sides(1)[0],

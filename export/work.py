@@ -88,9 +88,8 @@ def write_onnx(
     """
     from .calibration import read_inputs
     from .hoist import hoist
-    from .trace import load_skeleton
 
-    model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    model = load_traced(traced, checkpoint, component, recipe)
     inputs = None if measured is None else read_inputs(measured)
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
         model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
@@ -100,6 +99,15 @@ def write_onnx(
         models = {**split.parts, component: split.step}
     described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
+
+
+def load_traced(traced: Path, checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:
+    """What `trace_component` left in its folder, with the checkpoint's weights, in the form that the recipe is for."""
+    from ..compress.pointwise import pointwise_as_products
+    from .trace import load_skeleton
+
+    model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    return pointwise_as_products(model) if recipe.pointwise_as_products else model
 
 
 def _rounded(
