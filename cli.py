@@ -73,6 +73,9 @@ def export_all(
     ] = False,
     interop: Annotated[bool, typer.Option("--interop", help="make bundles that optimum's pipelines open too")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
+    budget_mb: Annotated[
+        float | None, typer.Option("--budget-mb", metavar="MB", help="what a bundle of a mixed recipe may take on disk")
+    ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", help="stages at a time, each a process")] = DEFAULT_JOBS,
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help="results of stages; default: OUT/.cache")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and what it takes")] = False,
@@ -92,7 +95,7 @@ def export_all(
 
         opened = open_checkpoint(checkpoint, config, on_download)
         sizes = tuple(_parse_size(text) for text in size or []) or ((opened.native_side, opened.native_side),)
-        recipes = tuple(read_recipe(name) for name in recipe or ["fp32"])
+        recipes = tuple(read_recipe(name, budget_mb) for name in recipe or ["fp32"])
         targets = tuple(target or ["onnxruntime"])
         shapes = Shapes(sizes, 2 if interop else batch)
         plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, interop)

@@ -47,15 +47,7 @@ class PackedWriter:
 
     def add(self, tensor: PackedTensor, arrays: Mapping[str, NDArray[Any]], unpacked: Mapping[str, int]) -> int:
         """Store a weight; its number. `unpacked` names arrays of small integers, and how many bits each needs."""
-        stored, deflated = dict(arrays), dict[str, Any]()
-        for name, array in arrays.items():
-            plain = pack_bits(array.reshape(-1), unpacked[name]) if name in unpacked else array
-            stored[name] = plain
-            if self.entropy_coding and name in ENTROPY_CODED:
-                coded = deflate(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-                if coded.nbytes < WORTH_FRACTION * plain.nbytes:
-                    stored[name] = coded
-                    deflated[name] = array.dtype.name
+        stored, deflated = stored_form(arrays, unpacked, self.entropy_coding)
         number = len(self.tensors)
         with self.body.open("ab") as stream:
             for name, array in stored.items():
@@ -91,6 +83,22 @@ class PackedWriter:
         stream.write(data.data)
         begin, self._end = self._end, self._end + data.nbytes
         return StoredTensor(self.body, NAME_OF_TYPE[data.dtype], data.shape, begin, data.nbytes)
+
+
+def stored_form(
+    arrays: Mapping[str, NDArray[Any]], unpacked: Mapping[str, int], entropy_coding: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """A weight's arrays as they are stored, bits packed or entropy-coded, and the types of those that are coded."""
+    stored, deflated = dict(arrays), dict[str, Any]()
+    for name, array in arrays.items():
+        plain = pack_bits(array.reshape(-1), unpacked[name]) if name in unpacked else array
+        stored[name] = plain
+        if entropy_coding and name in ENTROPY_CODED:
+            coded = deflate(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            if coded.nbytes < WORTH_FRACTION * plain.nbytes:
+                stored[name] = coded
+                deflated[name] = array.dtype.name
+    return stored, deflated
 
 
 def repack(source: PackedFile, weights: Path, target: Path) -> list[str]:

@@ -62,10 +62,10 @@ def _shape(picture: ir.Value, rows: ir.Value, *products: ir.Value, channels: ir.
     """Give what lies between the transposes its shape, as far as the picture's is known."""
     if picture.shape is None or channels.shape is None:
         return
-    batch, inputs, height, width = picture.shape
-    rows.shape = ir.Shape([batch, height, width, inputs])
+    sides = [picture.shape[axis] for axis in ROWS]
+    rows.shape = ir.Shape(sides)
     for value in products:
-        value.shape = ir.Shape([batch, height, width, channels.shape[0]])
+        value.shape = ir.Shape([*sides[:3], channels.shape[0]])
 
 
 def _matrix(model: ir.Model, value: ir.Value) -> ir.Value:
@@ -74,7 +74,7 @@ def _matrix(model: ir.Model, value: ir.Value) -> ir.Value:
     if name not in model.graph.initializers:
         weight = value.const_value
         assert weight is not None
-        shape = ir.Shape([weight.shape[1], weight.shape[0]])
+        shape = ir.Shape(weight.shape.numpy()[1::-1])
         read = partial(_turned, weight, name)
         lazy = ir.LazyTensor(read, weight.dtype, shape=shape, name=name, metadata_props=dict(weight.metadata_props))
         turned = ir.Value(name=name, shape=shape, type=ir.TensorType(weight.dtype), const_value=lazy)

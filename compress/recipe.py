@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
@@ -158,6 +159,28 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
 
 
+class Mixed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For each layer without a rule one of `choices`, so that all fit into a budget at the least error.
+
+    The budget is `bits` for each of their weights, on average, or `budget_mb` for the whole bundle. How much a layer
+    matters is measured on `samples` runs of each component, recorded as for calibration.
+    """
+
+    choices: Annotated[tuple[Rule, ...], msgspec.Meta(min_length=2)]
+    bits: Annotated[float, msgspec.Meta(gt=0, le=32)] = 4.0
+    budget_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 2
+
+    def __post_init__(self) -> None:
+        """Refuse choices that can't be compared, or that another rule would come before."""
+        if len({choice.engine for choice in self.choices}) > 1 or self.choices[0].engine == "int4":
+            raise ValueError("the choices of a mixed recipe have one engine: float32, float16 or int8")
+        if any(choice.needs_inputs or (choice.prune and choice.prune.scope == "global") for choice in self.choices):
+            raise ValueError("the choices of a mixed recipe look at one layer's weights, and not at inputs")
+        if any(choice.layers != ("*",) or len(choice.components) < len(COMPONENTS) for choice in self.choices):
+            raise ValueError("the choices of a mixed recipe are for all layers; give some a rule of their own instead")
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a bundle's weights are stored, what it computes in, and the least parity it may have.
 
@@ -172,12 +195,19 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entropy_coding: bool = True  # of what is stored, where that makes it smaller
     pointwise_as_products: bool = False  # 1x1 convolutions become MatMul, which can compute from four bits
     rules: tuple[Rule, ...] = ()
+    mixed: Mixed | None = None
     activations: Activations | None = None
     calibration: Calibration = Calibration()
 
     def rule(self, component: str, operator: str, layer: str) -> Rule | None:
-        """The rule that counts for a layer."""
-        return next((rule for rule in self.rules if rule.takes(component, operator, layer)), None)
+        """The rule that counts for a layer; where a mixed recipe has not chosen yet, the first that it could be."""
+        return next(iter(self.options(component, operator, layer)), None)
+
+    def options(self, component: str, operator: str, layer: str) -> list[Rule]:
+        """The rules that a layer may get: the first of `rules` that takes it, or else all choices that do."""
+        given = next((rule for rule in self.rules if rule.takes(component, operator, layer)), None)
+        choices = self.mixed.choices if self.mixed else ()
+        return [given] if given else [rule for rule in choices if rule.takes(component, operator, layer)]
 
     def computes_in_integers(self, component: str, operator: str, layer: str) -> bool:
         """Whether both the weight of a layer and what flows into it are of eight bits."""
@@ -194,6 +224,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether a component has to be run on calibration data."""
         needed = any(rule.needs_inputs and component in rule.components for rule in self.rules)
         return needed or self.rounds_activations(component)
+
+    def with_choices(self, chosen: Iterable[Rule]) -> Recipe:
+        """The recipe when a choice was made: rules for one layer each, after those that it has."""
+        return msgspec.structs.replace(self, rules=(*self.rules, *chosen), mixed=None)
 
     def rounds_activations(self, component: str) -> bool:
         """Whether a component's activations have to be measured."""

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from math import gcd
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime import packed
 from ..runtime.errors import UserError
-from ..runtime.packed import PackedTensor
+from ..runtime.packed import PackedTensor, expand
 from . import int4, kmeans, pruning, sparsity
 from .awq import awq_scales
 from .cast import cast_weight
@@ -25,7 +26,7 @@ from .gptq import gptq
 from .inputs import MOST_COLUMNS, Inputs
 from .layers import Layer, find_layers
 from .matmul_nbits import multiply_by_blocks
-from .packing import PackedWriter
+from .packing import PackedWriter, stored_form
 from .recipe import Int4, KMeans, Left, Prune, Recipe, Rule
 from .scaling import divide_inputs
 
@@ -84,17 +85,40 @@ def _compress_layer(
         assert isinstance(rule.store, Int4)  # the rule sees to that
         multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
         return
+    tensor, arrays, unpacked = packed_form(layer, matrix, rule, inputs)
+    weight = writer.lazy(writer.add(tensor, arrays, unpacked), tensor.name)
+    if rule.engine == "int8":
+        dequantize_weight(model, layer.value, weight, arrays["row_scales"], layer.permutation.index(0))
+    else:
+        cast_weight(model, layer.value, weight)
+
+
+def packed_form(
+    layer: Layer, matrix: NDArray[np.float32], rule: Rule, inputs: Inputs | None = None
+) -> tuple[PackedTensor, Arrays, dict[str, int]]:
+    """How a layer's matrix is stored by a rule, the arrays for it, and the bits of those that are small integers."""
+    assert rule.engine != "int4"  # those are not packed, but in the graph
     scales = row_scales(matrix) if rule.engine == "int8" else None
     storage, arrays, unpacked = _stored(layer, matrix, rule, scales, inputs)
     if scales is not None:
         arrays["row_scales"] = scales
     name = f"{layer.value.name}.{rule.engine}"
     tensor = PackedTensor(name, storage, rule.engine, layer.matrix_shape, layer.permutation, tuple(arrays))
-    weight = writer.lazy(writer.add(tensor, arrays, unpacked), name)
-    if scales is None:
-        cast_weight(model, layer.value, weight)
-    else:
-        dequantize_weight(model, layer.value, weight, scales, layer.permutation.index(0))
+    return tensor, arrays, unpacked
+
+
+def approximate(layer: Layer, rule: Rule, entropy_coding: bool) -> tuple[NDArray[np.float32], int]:
+    """What the graph will have in place of a layer's weight by a rule that looks at no inputs, and its stored bytes."""
+    matrix = _finite(layer)
+    if _refusal(layer, rule, matrix):
+        return layer.tensor(matrix), matrix.nbytes
+    tensor, arrays, unpacked = packed_form(layer, _with_zeros(layer, matrix, rule, None, None), rule)
+    stored, deflated = stored_form(arrays, unpacked, entropy_coding)
+    weight = expand(msgspec.structs.replace(tensor, arrays=tuple(stored), deflated=deflated), stored)
+    found = weight.astype(np.float32)
+    if rule.engine == "int8":
+        found *= np.expand_dims(arrays["row_scales"], [axis for axis in range(found.ndim) if layer.permutation[axis]])
+    return found, sum(array.nbytes for array in stored.values())
 
 
 def _finite(layer: Layer) -> NDArray[np.float32]:

@@ -25,11 +25,12 @@ from ..runtime.bundle import (
     open_manifest,
     write_manifest,
 )
-from ..runtime.errors import printable
+from ..runtime.errors import OutzoomError, printable
 from ..runtime.files import atomic_directory, link_or_copy
 from . import stages, work
 from .interop import write_interop_files
 from .plan import TOOLS, BundlePlan, Plan, all_stages, scheduler_config, tokenizer_files
+from .sensitivity import CHOSEN
 from .stages import Event, Record
 
 LOG_NAME = "build.log"
@@ -105,8 +106,16 @@ class BuildLog:
 
 def _pack(bundle: BundlePlan) -> Bundle:
     """Put the engines together: they get a second name in the bundle, nothing is copied."""
+    cache, mixed = bundle.plan.cache_folder, bundle.recipe.mixed
     with atomic_directory(bundle.path, marker=MANIFEST_NAME) as root:
-        assemble(bundle, root, [stage.folder(bundle.plan.cache_folder) for stage in bundle.engines.values()])
+        for stage in bundle.mixed:
+            shutil.copyfile(stage.folder(cache) / CHOSEN, root / CHOSEN)
+        made = assemble(bundle, root, [stage.folder(cache) for stage in bundle.engines.values()])
+        if mixed and mixed.budget_mb and made.size_bytes > mixed.budget_mb * 1e6:
+            raise OutzoomError(
+                f"{bundle.path.name} takes {made.size_bytes / 1e6:.2f} MB; the budget is {mixed.budget_mb:g}",
+                hint="its graphs took more than was set aside for them: ask for that much less",
+            )
     return open_manifest(bundle.path, verify=False)
 
 

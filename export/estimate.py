@@ -17,7 +17,7 @@ from ..compress.recipe import Recipe
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError
 from ..runtime.shapes import Size
-from . import calibration, stages, work
+from . import calibration, sensitivity, stages, work
 from .checkpoint import PART_OF, Checkpoint
 from .layout import is_of_component
 from .plan import BundlePlan, Plan
@@ -62,6 +62,7 @@ RATES = {
         0.15, parameter_seconds=11, multiply_add_seconds=22,
         start_mib=380, largest=1.6, activations=1,
     ),
+    sensitivity.try_choices: Rates(0.0, parameter_seconds=400, start_mib=350, largest=3),
     work.write_onnx: Rates(0.0, parameter_seconds=12, start_mib=350, largest=1.5),
 }  # fmt: skip
 ENGINE_RATES = {  # of work.compile_engine, by target
@@ -74,6 +75,12 @@ ENGINE_RATES = {  # of work.compile_engine, by target
         start_mib=400, stored=1, segment=1, activations=1.45,
     ),
 }  # fmt: skip
+
+RUNS = {  # what runs on recorded inputs, and the time that it takes beside that of the runs
+    calibration.record_trajectories: 1.0,
+    calibration.measure_activations: 2.0,
+    sensitivity.measure_sensitivity: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,9 @@ def component_weights(checkpoint: Checkpoint) -> dict[str, Weights]:
 
 def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> Cost:
     """About what a stage takes that makes something of components with these weights."""
-    if stage.work in (calibration.record_trajectories, calibration.measure_activations):
+    if stage.work is sensitivity.choose_mixed:
+        return Cost(0.1, 0)
+    if stage.work in RUNS:
         return _calibration_cost(stage, weights, shapes.sizes[0])
     component = str(stage.arguments["component"])
     rates, own = _rates(stage), weights[component]
@@ -174,24 +183,22 @@ def _rates(stage: Stage) -> Rates:
 
 
 def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) -> Cost:
-    """Of a stage that zooms, or that runs a component on what zooms fed to it.
-
-    No such stage was measured at full size: runs are counted, at the rates of those that check ONNX Runtime's engines.
-    """
-    settings, rates, pixels = stage.arguments["recipe"].calibration, ENGINE_RATES["onnxruntime"], math.prod(size)
-    zooming = stage.work is calibration.record_trajectories
-    components = COMPONENTS if zooming else [str(stage.arguments["component"])]
-    keyframes = len(settings.prompts) * settings.keyframes
-    runs = dict.fromkeys(COMPONENTS, keyframes)
-    runs["unet"] *= settings.steps * (2 if settings.guidance > 1 else 1)
+    """Of a stage that zooms, or that runs a component on what zooms fed to it: its runs, a segment after another."""
+    recipe, rates, pixels = stage.arguments["recipe"], ENGINE_RATES["onnxruntime"], math.prod(size)
+    component = str(stage.arguments.get("component", ""))
+    keyframes = len(recipe.calibration.prompts) * recipe.calibration.keyframes
+    runs: dict[str, float] = dict.fromkeys(COMPONENTS, keyframes)
+    runs["unet"] *= recipe.calibration.steps * (2 if recipe.calibration.guidance > 1 else 1)
+    if stage.work is sensitivity.measure_sensitivity:  # for each layer, from its place to the end
+        runs[component] = recipe.mixed.samples * weights[component].tensors / 2
+    components = [component] if component else COMPONENTS
     multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
-    held = sum(4 * weights[name].parameters for name in components)  # engines in float32; segments where none is whole
     memory = (
         rates.start_mib * 2**20
-        + (held if zooming else min(held, SEGMENT_BYTES))
+        + min(max(4 * weights[name].parameters for name in components), SEGMENT_BYTES)
         + rates.activations * pixels * max(ACTIVATION_BYTES[name] for name in components)
     )
-    return Cost(rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
+    return Cost(RUNS[stage.work] * rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
 
 
 def _bundle_bytes(bundle: BundlePlan, weights: Mapping[str, Weights]) -> int:

@@ -27,7 +27,7 @@ from ..runtime.images import load_image
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.shapes import dimensions
 from ..runtime.tokenizer import ClipTokenizer
-from . import calibration, work
+from . import calibration, sensitivity, work
 from .checkpoint import PART_OF, Checkpoint
 from .hashes import HashMemory, code_sha256
 from .layout import TOKENIZER_FILES
@@ -38,7 +38,12 @@ from .stages import KEY_DIGITS, Stage
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
-GRAPH_KEYS = ("rules", "activations", "pointwise_as_products")  # of a recipe, on which depends what is measured
+GRAPH_KEYS = (
+    "rules",
+    "mixed",
+    "activations",
+    "pointwise_as_products",
+)  # of a recipe, on which measurements depend
 ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
 
 
@@ -92,7 +97,7 @@ class Plan:
         scheduler = scheduler_config(self.checkpoint)
         make_scheduler(default_scheduler(scheduler), scheduler, steps=10)
         for recipe in self.recipes:
-            if any(recipe.needs_calibration(component) for component in COMPONENTS):
+            if recipe.mixed or any(recipe.needs_calibration(component) for component in COMPONENTS):
                 make_scheduler(default_scheduler(scheduler), scheduler, recipe.calibration.steps)
                 _check_calibrates(recipe)
 
@@ -168,19 +173,14 @@ class BundlePlan:
         """trace -> write_onnx -> compile_engine, with run_module beside them."""
         plan, recipe = self.plan, msgspec.to_builtins(self.recipe)
         checkpoint, shapes = plan.checkpoint, plan.shapes
-        inputs = exported_shapes(checkpoint, component, shapes)
         probes = probe_shapes(checkpoint, component, shapes)
         config = checkpoint.config(PART_OF[component])
-        made_by = {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
-        weights = {"weights": plan.source_sha256}
+        made_by, weights = _made_by(), {"weights": plan.source_sha256}
         changes = {key: recipe[key] for key in (*GRAPH_KEYS, "weights", "entropy_coding")}
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
 
-        traced = Stage(
-            f"{component}: export the graph", work.trace_component,
-            {"config": config, "inputs": inputs, **made_by}, {**ours, "shapes": shapes},
-        )  # fmt: skip
+        traced = self._traced(component)
         module = Stage(
             f"{component}: run the checkpoint's module", work.run_module,
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
@@ -190,7 +190,7 @@ class BundlePlan:
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
             {**changes, "hoisted": hoisted, "round outputs": round_outputs, **weights},
             {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs},
-            (traced, *self._measured(component, traced)),
+            (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(
             f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
@@ -202,6 +202,58 @@ class BundlePlan:
             (onnx, module),
         )  # fmt: skip
 
+    def _traced(self, component: str) -> Stage:
+        """The stage that makes a component's graph."""
+        plan = self.plan
+        config = plan.checkpoint.config(PART_OF[component])
+        inputs = exported_shapes(plan.checkpoint, component, plan.shapes)
+        return Stage(
+            f"{component}: export the graph", work.trace_component, {"config": config, "inputs": inputs, **_made_by()},
+            {"checkpoint": plan.checkpoint, "component": component, "shapes": plan.shapes},
+        )  # fmt: skip
+
+    @cached_property
+    def mixed(self) -> tuple[Stage, ...]:
+        """The stage by which a mixed recipe chooses for all layers, after those that try its choices."""
+        if self.recipe.mixed is None:
+            return ()
+        name, identity = self.recipe.name, {**self._of_graph, "weights": self.plan.source_sha256}
+        components = [
+            (
+                self._traced(component),
+                {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe},
+            )
+            for component in COMPONENTS
+        ]
+        tried = [
+            Stage(f"{ours['component']}: try choices, {name}", sensitivity.try_choices, identity, ours, (traced,))
+            for traced, ours in components
+        ]
+        measured = [
+            Stage(
+                f"{ours['component']}: measure the layers' sensitivity, {name}", sensitivity.measure_sensitivity,
+                {}, {**ours, "target": self.target}, (traced, self._zooms, *tried),
+            )
+            for traced, ours in components
+        ]  # fmt: skip
+        budget: dict[str, Any] = {"bits": self.recipe.mixed.bits}
+        if self.recipe.mixed.budget_mb is not None:
+            budget = {"budget_mb": self.recipe.mixed.budget_mb, "target": self.target}
+        return (
+            Stage(
+                f"choose for each layer, {name}", sensitivity.choose_mixed,
+                budget, {"recipe": self.recipe, "target": self.target}, (*tried, *measured),
+            ),
+        )  # fmt: skip
+
+    @property
+    def _of_graph(self) -> dict[str, Any]:
+        """What of the recipe a measurement on the graph depends on."""
+        mixed = self.recipe.mixed and msgspec.structs.replace(self.recipe.mixed, bits=1, budget_mb=None)
+        recipe = msgspec.structs.replace(self.recipe, mixed=mixed)  # the same for every budget
+        found: dict[str, Any] = msgspec.to_builtins({key: getattr(recipe, key) for key in GRAPH_KEYS})
+        return found
+
     def _measured(self, component: str, traced: Stage) -> tuple[Stage, ...]:
         """The stage that measures a component's activations, if the recipe asks for them, after the zooms for it."""
         if not self.recipe.needs_calibration(component):
@@ -210,7 +262,7 @@ class BundlePlan:
         return (
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                msgspec.to_builtins({key: getattr(self.recipe, key) for key in GRAPH_KEYS}),
+                self._of_graph,
                 {
                     "checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe,
                     "sides": self._sides(1)[0],
@@ -238,6 +290,11 @@ class BundlePlan:
         plan = self.plan
         sizes = plan.shapes.sizes[:count]
         return [dimensions(size, plan.checkpoint.vae_scale_factor, plan.shapes.batch) for size in sizes]
+
+
+def _made_by() -> dict[str, str]:
+    """What the result of every stage depends on: our code, and the packages behind it."""
+    return {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
 
 
 def _check_calibrates(recipe: Recipe) -> None:

@@ -32,8 +32,11 @@ def known_recipes() -> list[str]:
     return sorted(file.stem for file in RECIPES_FOLDER.glob("*.toml"))
 
 
-def read_recipe(name: str) -> Recipe:
-    """The recipe of that name, or in the TOML file of that path; raises UserError that says what is wrong."""
+def read_recipe(name: str, budget_mb: float | None = None) -> Recipe:
+    """The recipe of that name, or in the TOML file of that path; raises UserError that says what is wrong.
+
+    `budget_mb`, for a mixed recipe, takes the place of the budget that it has.
+    """
     file = Path(name) if name.endswith(".toml") else RECIPES_FOLDER / f"{name}.toml"
     if not name.endswith(".toml") and name not in known_recipes():
         raise unknown_name("recipe", name, known_recipes())
@@ -46,7 +49,20 @@ def read_recipe(name: str) -> Recipe:
         recipe = msgspec.convert({"name": file.stem, **table}, Recipe)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"the recipe '{file}' is wrong: {error}{_allowed(str(error))}", hint=HINT) from error
+    if budget_mb is not None:
+        recipe = _with_budget(recipe, budget_mb)
     return msgspec.structs.replace(recipe, calibration=_located(recipe.calibration, file))
+
+
+def _with_budget(recipe: Recipe, budget_mb: float) -> Recipe:
+    if recipe.mixed is None:
+        raise UserError(
+            f"the recipe '{recipe.name}' has a size that follows from its rules, and no budget to keep to",
+            hint="--budget-mb is for recipes with a [mixed] table, such as 'mixed'",
+        )
+    if not budget_mb > 0:
+        raise UserError(f"a budget is above 0 MB, got {budget_mb:g}")
+    return msgspec.structs.replace(recipe, mixed=msgspec.structs.replace(recipe.mixed, budget_mb=budget_mb))
 
 
 def _allowed(message: str) -> str:

@@ -78,17 +78,23 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 
 def write_onnx(
-    folder: Path, traced: Path, measured: Path | None = None, *,
+    folder: Path, traced: Path, *found: Path,
     checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too. A hoisted UNet
-    comes in three, each after those whose outputs it takes.
+    `found` are folders of what the recipe needs to know: statistics of activations, by which those are rounded
+    (`round_outputs`: what convolutions make, too), and what a mixed recipe chose. A hoisted UNet comes in three, each
+    after those whose outputs it takes.
     """
-    from .calibration import read_inputs
+    from .calibration import STATISTICS, read_inputs
     from .hoist import hoist
+    from .sensitivity import CHOSEN, read_chosen
 
+    measured = next((one for one in found if (one / STATISTICS).exists()), None)
+    for one in found:
+        if (one / CHOSEN).exists():
+            recipe = recipe.with_choices(layer.rule for layer in read_chosen(one)[component].values())
     model = load_traced(traced, checkpoint, component, recipe)
     inputs = None if measured is None else read_inputs(measured)
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
