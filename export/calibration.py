@@ -65,14 +65,21 @@ def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe
 
 
 def measure_activations(
-    folder: Path, traced: Path, recorded: Path, *, checkpoint: Checkpoint, component: str, recipe: Recipe
-) -> None:
-    """Statistics of a component's activations over all that was recorded for it."""
+    folder: Path, traced: Path, recorded: Path, unsmoothed: Path | None = None, *,
+    checkpoint: Checkpoint, component: str, recipe: Recipe,
+) -> None:  # fmt: skip
+    """Statistics of a component's activations over all that was recorded for it.
+
+    With those of an earlier run of this, `unsmoothed`, the activations are those of the smoothed model.
+    """
     from ..compress.activations import activations
+    from ..compress.smooth import smooth_activations
     from .segments import split
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    if unsmoothed is not None:
+        model, _ = smooth_activations(model, component, recipe, read_inputs(unsmoothed))
     rounds = recipe.rounds_activations(component)
     products = rounds and recipe.activations is not None and recipe.activations.products
     axes = activations(model, partial(recipe.measures, component), products, outputs=rounds)

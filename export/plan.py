@@ -202,17 +202,25 @@ class BundlePlan:
         )  # fmt: skip
 
     def _measured(self, component: str, traced: Stage) -> tuple[Stage, ...]:
-        """The stage that measures a component's activations, if the recipe asks for them, after the zooms for it."""
+        """What measures a component's activations, if the recipe asks for them, after the zooms for it.
+
+        Where they are smoothed there are two stages, the latter of which, for the unsmoothed ones, comes first.
+        """
         if not self.recipe.needs_calibration(component):
             return ()
-        zooms = self._zooms
-        return (
-            Stage(
-                f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                msgspec.to_builtins({"rules": self.recipe.rules, "activations": self.recipe.activations}),
-                {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}, (traced, zooms),
-            ),
+        recipe = msgspec.to_builtins(self.recipe)
+        ours = {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}
+        first = Stage(
+            f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
+            {"rules": recipe["rules"], "activations": recipe["activations"]}, ours, (traced, self._zooms),
         )  # fmt: skip
+        if not self.recipe.has_smoothed(component):
+            return (first,)
+        smoothed = Stage(
+            f"{component}: measure smoothed activations, {self.recipe.name}", calibration.measure_activations,
+            {"smooth": recipe["smooth"]}, ours, (traced, self._zooms, first),
+        )  # fmt: skip
+        return smoothed, first
 
     @cached_property
     def _zooms(self) -> Stage:

@@ -4,6 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from outzoom.compress.layers import find_layers
+from outzoom.compress.statistics import TensorStatistics
+
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 CHANNELS, SIDE, WORDS = 32, 6, 40
 
@@ -83,7 +86,7 @@ def snr_db(reference, found):
     return float(10 * np.log10(np.square(reference).sum() / np.square(reference - found).sum()))
 
 
-TOKENS, HEADS, WIDTH = 6, 4, 64
+TOKENS, HEADS, WIDTH, LOUD = 6, 4, 64, 7
 
 
 class Builder:
@@ -161,3 +164,29 @@ def block_model(seed=0):
 
 def block_inputs(seed=1):
     return {"x": np.random.default_rng(seed).standard_normal((1, TOKENS, CHANNELS)).astype(np.float32)}
+
+
+def loud_block():
+    """The block, with a channel of both normalizations a hundred times as large, and its weights a hundredth."""
+    model, louder = block_model(), np.ones(CHANNELS, np.float32)
+    louder[LOUD] = 100
+    for name, value in model.graph.initializers.items():
+        array = value.const_value.numpy()
+        if name.startswith("norm"):
+            value.const_value = ir.tensor(array * louder, name=name)
+        elif name.startswith(("to_q.w", "to_k.w", "to_v.w", "proj.w")):
+            value.const_value = ir.tensor(array / louder[:, None], name=name)
+    return model
+
+
+def block_statistics(model, runs=8):
+    """Statistics of what flows into the block's layers, by name."""
+    watched, statistics = model.clone(), {}
+    wanted = {layer.input_name for layer in find_layers(model)}
+    values = [value for node in watched.graph for value in node.outputs if value.name in wanted]
+    watched.graph.outputs.extend(values)
+    engine = session(watched)
+    for seed in range(runs):
+        for value, array in zip(values, engine.run(None, block_inputs(seed))[1:], strict=True):
+            statistics.setdefault(value.name, TensorStatistics.empty(array.shape[-1])).add(array, -1)
+    return statistics
