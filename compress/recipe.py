@@ -139,6 +139,17 @@ class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
 
 
+class Smooth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Move what loud channels of int8 linear layers' inputs have into the weights: at `alpha` 1 all, at 0 nothing.
+
+    Inputs that can't be divided in what makes them stay as they are.
+    """
+
+    alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+    layers: tuple[str, ...] = ("*",)
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The zooms on which activations are measured: for each prompt, keyframes out of a picture.
 
@@ -197,7 +208,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...] = ()
     mixed: Mixed | None = None
     activations: Activations | None = None
+    smooth: Smooth | None = None
     calibration: Calibration = Calibration()
+
+    def __post_init__(self) -> None:
+        """Refuse to smooth what is not rounded."""
+        if self.smooth is not None and self.activations is None:
+            raise ValueError("smooth makes activations easier to round, which takes activations: give both or neither")
 
     def rule(self, component: str, operator: str, layer: str) -> Rule | None:
         """The rule that counts for a layer; where a mixed recipe has not chosen yet, the first that it could be."""
@@ -213,6 +230,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether both the weight of a layer and what flows into it are of eight bits."""
         rule = self.rule(component, operator, layer)
         return self.rounds_activations(component) and rule is not None and rule.engine == "int8"
+
+    def smooths(self, component: str, operator: str, layer: str) -> bool:
+        """Whether a layer's inputs are to be smoothed, if they can be."""
+        named = self.smooth is not None and any(fnmatchcase(layer, pattern) for pattern in self.smooth.layers)
+        return named and self.has_smoothed(component) and self.computes_in_integers(component, operator, layer)
+
+    def has_smoothed(self, component: str) -> bool:
+        """Whether layers of a component are to be smoothed."""
+        return self.smooth is not None and component in self.smooth.components and self.rounds_activations(component)
 
     def measures(self, component: str, operator: str, layer: str) -> bool:
         """Whether statistics of what flows into a layer are needed."""

@@ -15,10 +15,11 @@ MOST_VALUES = 2**20  # of an array that the histogram and the second moments are
 
 @dataclass
 class TensorStatistics:
-    """Extremes, a histogram and, along one axis, second moments of a tensor's values.
+    """Extremes, a histogram and, along one axis, second moments and peaks of a tensor's values.
 
     The histogram has BINS equal bins over -range..range; the range is a power of two, which doubles, as neighbouring
-    bins are joined, when a value lies beyond it. `square_sums` has an entry for each place along the channel axis.
+    bins are joined, when a value lies beyond it. `square_sums` and `peaks`, the largest magnitudes, have an entry for
+    each place along the channel axis.
     """
 
     low: float
@@ -26,21 +27,26 @@ class TensorStatistics:
     range: float
     counts: NDArray[np.int64]
     square_sums: NDArray[np.float64]
+    peaks: NDArray[np.float32]
     rows: int  # how many values each of the square sums is of
 
     @classmethod
     def empty(cls, channels: int) -> TensorStatistics:
         """Of no values yet."""
-        return cls(np.inf, -np.inf, SMALLEST_RANGE, np.zeros(BINS, np.int64), np.zeros(channels), 0)
+        sums, peaks = np.zeros(channels), np.zeros(channels, np.float32)
+        return cls(np.inf, -np.inf, SMALLEST_RANGE, np.zeros(BINS, np.int64), sums, peaks, 0)
 
     def add(self, values: NDArray[np.float32], channel_axis: int) -> None:
         """Take in an array; raises ValueError if it holds NaN or infinities."""
-        low, high = float(values.min()), float(values.max())
+        others = tuple(axis for axis in range(values.ndim) if axis != channel_axis % values.ndim)
+        lows, highs = values.min(others), values.max(others)
+        low, high = float(lows.min()), float(highs.max())
         if not np.isfinite(low + high):
             raise ValueError("an activation is NaN or infinite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         while max(-low, high) > self.range:
             self._double()
+        self.peaks = np.maximum(self.peaks, np.maximum(-lows, highs))
         rows = _choice(values, channel_axis)
         self.counts += np.histogram(rows, BINS, (-self.range, self.range))[0]
         self.square_sums += np.square(rows, dtype=np.float64).sum((0, 2))
@@ -65,15 +71,15 @@ class TensorStatistics:
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Everything, for a file; `of_arrays` is the way back."""
         numbers = np.array([self.low, self.high, self.range, self.rows], np.float64)
-        return {"numbers": numbers, "counts": self.counts.astype(np.float64), "square_sums": self.square_sums}
+        moments = {"square_sums": self.square_sums, "peaks": self.peaks.astype(np.float64)}
+        return {"numbers": numbers, "counts": self.counts.astype(np.float64), **moments}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[np.float64]]) -> TensorStatistics:
         """From what `arrays` gave."""
         low, high, reach, rows = arrays["numbers"]
-        return cls(
-            float(low), float(high), float(reach), arrays["counts"].astype(np.int64), arrays["square_sums"], int(rows)
-        )
+        counts, peaks = arrays["counts"].astype(np.int64), arrays["peaks"].astype(np.float32)
+        return cls(float(low), float(high), float(reach), counts, arrays["square_sums"], peaks, int(rows))
 
 
 def _choice(values: NDArray[np.float32], channel_axis: int) -> NDArray[np.float32]:

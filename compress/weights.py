@@ -6,7 +6,7 @@ expanded from what was written, whenever somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import gcd
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from . import int4, kmeans, pruning, sparsity
 from .awq import awq_scales
 from .cast import cast_weight
 from .dequantize import dequantize_weight
+from .folding import SharedInput, fold, shared_inputs
 from .gptq import gptq
 from .inputs import MOST_COLUMNS, Inputs
-from .layers import Layer, find_layers
+from .layers import Layer, checkpoint_name, find_layers
 from .matmul_nbits import multiply_by_blocks
 from .packing import PackedWriter, stored_form
 from .recipe import Int4, KMeans, Left, Prune, Recipe, Rule
@@ -44,6 +45,7 @@ def compress_weights(
     model, left = model.clone(), []
     ruled = [(layer, recipe.rule(component, layer.op_type, layer.name)) for layer in find_layers(model)]
     thresholds = _thresholds(ruled, inputs)
+    folded = _fold_factors(model, {layer.name: rule for layer, rule in ruled}, inputs)
     for layer, rule in ruled:
         if rule is None:
             continue
@@ -55,6 +57,10 @@ def compress_weights(
             left.append(Left(layer.name, f"is compressed without a look at its inputs: {_unmeasured(layer)}"))
         try:
             matrix = _with_zeros(layer, matrix, rule, thresholds.get(rule), inputs)
+            if layer.name not in folded and layer.op_type in ("MatMul", "Gemm") and _has_awq(rule):
+                factors = _awq_factors(layer, matrix, rule, inputs)
+                divide_inputs(model, layer, factors)
+                matrix = matrix * factors
             _compress_layer(model, layer, matrix, rule, writer, inputs)
         except ValueError as error:
             message = f"the recipe '{recipe.name}' can't be applied to '{layer.name}' of {component}: {error}"
@@ -72,15 +78,44 @@ def _thresholds(ruled: Iterable[tuple[Layer, Rule | None]], inputs: Inputs | Non
     return {rule: one.threshold(rule.prune.fraction) for rule, one in histograms.items() if rule.prune is not None}
 
 
+def _fold_factors(model: ir.Model, rules: Mapping[str, Rule | None], inputs: Inputs | None) -> set[str]:
+    """Give AWQ's layers their factors where that takes no node in the graph; the names of those layers."""
+    folded: set[str] = set()
+    if inputs is None:
+        return folded
+    for shared in reversed(shared_inputs(model)):  # a layer's rows are divided before its columns are looked at
+        rule = rules[shared.layers[0].name]
+        if rule is not None and _folds(shared, rules):
+            matrix = np.concatenate([_finite(layer) for layer in shared.layers])
+            fold(shared, _awq_factors(shared.layers[0], matrix, rule, inputs))
+            folded |= {layer.name for layer in shared.layers}
+    return folded
+
+
+def _folds(shared: SharedInput, rules: Mapping[str, Rule | None]) -> bool:
+    """Whether AWQ takes all layers of an input alike, as they are, and each row of what makes it may be divided."""
+    taken = [rules[layer.name] for layer in shared.layers]
+    whole = all(rule is not None and _has_awq(rule) and not _has_zeros(rule) for rule in taken)
+    alike = len({rule.store for rule in taken if rule is not None}) == 1
+    makers = [rules.get(checkpoint_name(str(part.value.name))) for part in shared.makers]
+    by_rows = not any(rule is not None and (rule.prune or isinstance(rule.store, KMeans)) for rule in makers)
+    return not shared.obstacle and whole and alike and by_rows
+
+
+def _has_awq(rule: Rule) -> bool:
+    return isinstance(rule.store, Int4) and rule.store.rounding == "awq"
+
+
+def _awq_factors(layer: Layer, matrix: NDArray[np.float32], rule: Rule, inputs: Inputs | None) -> NDArray[np.float32]:
+    """What a layer's inputs are divided by; `matrix` has the rows of all layers that share them."""
+    assert isinstance(rule.store, Int4)  # AWQ is one of its roundings
+    return awq_scales(matrix, np.sqrt(_known(inputs).mean_squares(layer)), rule.store.block, rule.store.symmetric)
+
+
 def _compress_layer(
     model: ir.Model, layer: Layer, matrix: NDArray[np.float32], rule: Rule, writer: PackedWriter, inputs: Inputs | None
 ) -> None:
     """Store a layer's weight as the rule says, and let the graph use it."""
-    if isinstance(rule.store, Int4) and rule.store.rounding == "awq" and layer.op_type in ("MatMul", "Gemm"):
-        rms = np.sqrt(_known(inputs).mean_squares(layer))
-        factors = awq_scales(matrix, rms, rule.store.block, rule.store.symmetric)
-        divide_inputs(model, layer, factors)
-        matrix = matrix * factors
     if rule.engine == "int4":
         assert isinstance(rule.store, Int4)  # the rule sees to that
         multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))

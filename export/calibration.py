@@ -85,17 +85,21 @@ def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe
 
 
 def measure_activations(
-    folder: Path, traced: Path, recorded: Path, *,
+    folder: Path, traced: Path, recorded: Path, unsmoothed: Path | None = None, *,
     checkpoint: Checkpoint, component: str, recipe: Recipe, sides: Mapping[str, int],
 ) -> None:  # fmt: skip
     """Statistics of a component's activations over all that was recorded for it.
 
-    `sides` are the numbers of the dimensions that the graph leaves open.
+    With those of an earlier run of this, `unsmoothed`, the activations are those of the smoothed model. `sides` are the
+    numbers of the dimensions that the graph leaves open.
     """
     from ..compress.activations import activations
+    from ..compress.smooth import smooth_activations
     from .segments import needed_later, split
 
     model = load_traced(traced, checkpoint, component, recipe)
+    if unsmoothed is not None:
+        model, _ = smooth_activations(model, component, recipe, read_inputs(unsmoothed))
     rounds = recipe.rounds_activations(component)
     products = rounds and recipe.activations is not None and recipe.activations.products
     axes = activations(model, partial(recipe.measures, component), products, outputs=rounds)

@@ -255,20 +255,25 @@ class BundlePlan:
         return found
 
     def _measured(self, component: str, traced: Stage) -> tuple[Stage, ...]:
-        """The stage that measures a component's activations, if the recipe asks for them, after the zooms for it."""
+        """What measures a component's activations, if the recipe asks for them, after the zooms for it.
+
+        Where they are smoothed there are two stages, the latter of which, for the unsmoothed ones, comes first.
+        """
         if not self.recipe.needs_calibration(component):
             return ()
-        zooms = self._zooms
-        return (
-            Stage(
-                f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                self._of_graph,
-                {
-                    "checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe,
-                    "sides": self._sides(1)[0],
-                }, (traced, zooms),
-            ),
+        ours = {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}
+        ours |= {"sides": self._sides(1)[0]}
+        first = Stage(
+            f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
+            self._of_graph, ours, (traced, self._zooms),
         )  # fmt: skip
+        if not self.recipe.has_smoothed(component):
+            return (first,)
+        smoothed = Stage(
+            f"{component}: measure smoothed activations, {self.recipe.name}", calibration.measure_activations,
+            {"smooth": msgspec.to_builtins(self.recipe.smooth)}, ours, (traced, self._zooms, first),
+        )  # fmt: skip
+        return smoothed, first
 
     @cached_property
     def _zooms(self) -> Stage:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..compress.recipe import Calibration, Recipe
+from ..compress.recipe import Calibration, Recipe, Rule, Smooth
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError, unknown_name
 from .checkpoint import PART_OF, Checkpoint
@@ -108,12 +108,16 @@ def calibration_pictures(recipe: Recipe) -> list[Path]:
 def check_patterns(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises UserError for a pattern of the recipe that no layer's name matches."""
     names = {component: _layer_names(checkpoint, component) for component in COMPONENTS}
-    for number, rule in enumerate(recipe.rules, start=1):
-        within = [name for component in rule.components for name in names[component]]
-        for pattern in rule.layers:
+    tables: list[tuple[str, Rule | Smooth]] = [
+        (f"rule {number}", rule) for number, rule in enumerate(recipe.rules, start=1)
+    ]
+    tables += [("smooth", recipe.smooth)] if recipe.smooth else []
+    for place, table in tables:
+        within = [name for component in table.components for name in names[component]]
+        for pattern in table.layers:
             if not any(fnmatchcase(name, pattern) for name in within):
                 raise UserError(
-                    f"rule {number} of the recipe '{recipe.name}': no layer of {', '.join(rule.components)} is called "
+                    f"{place} of the recipe '{recipe.name}': no layer of {', '.join(table.components)} is called "
                     f"'{pattern}'",
                     hint=f"layers are called like '{within[len(within) // 2]}'",
                 )

@@ -84,19 +84,23 @@ def write_onnx(
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
     `found` are folders of what the recipe needs to know: statistics of activations, by which those are rounded
-    (`round_outputs`: what convolutions make, too), and what a mixed recipe chose. A hoisted UNet comes in three, each
-    after those whose outputs it takes.
+    (`round_outputs`: what convolutions make, too); those from before they were smoothed, if they are; and what a mixed
+    recipe chose. A hoisted UNet comes in three, each after those whose outputs it takes.
     """
+    from ..compress.smooth import smooth_activations
     from .calibration import STATISTICS, read_inputs
     from .hoist import hoist
     from .sensitivity import CHOSEN, read_chosen
 
-    measured = next((one for one in found if (one / STATISTICS).exists()), None)
+    measured = [read_inputs(one) for one in found if (one / STATISTICS).exists()]
     for one in found:
         if (one / CHOSEN).exists():
             recipe = recipe.with_choices(layer.rule for layer in read_chosen(one)[component].values())
     model = load_traced(traced, checkpoint, component, recipe)
-    inputs = None if measured is None else read_inputs(measured)
+    inputs = measured[0] if measured else None
+    left: list[Left] = []
+    if len(measured) > 1:
+        model, left = smooth_activations(model, component, recipe, measured[1])
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
         model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
     models = {component: model}
@@ -104,6 +108,7 @@ def write_onnx(
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
     described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
+    described[component] = msgspec.structs.replace(described[component], left=(*left, *described[component].left))
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 

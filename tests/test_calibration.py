@@ -21,7 +21,8 @@ from outzoom.runtime.shapes import dimensions
 HEADER = 'description = "test"\nweights = "float16"\ncompute = "float32"\nmin_psnr_db = 10\n'
 SHORT = '[calibration]\nprompts = ["a town with red roofs at noon"]\nkeyframes = 1\nsteps = 4\n'
 RECIPES = {
-    "integers": 'activations = { range = "minmax", products = true }\n[[rules]]\nengine = "int8"\n',
+    "integers": 'activations = { range = "minmax", products = true }\nsmooth = { components = ["unet"] }\n'
+    '[[rules]]\nengine = "int8"\n',
     "four": '[[rules]]\noperators = ["MatMul"]\nstore = { method = "int4", rounding = "gptq" }\nengine = "int4"\n'
     '[[rules]]\nstore = { method = "int4", rounding = "gptq" }\n',
     "shared": '[[rules]]\nprune = { fraction = 0.2 }\nstore = { method = "kmeans", bits = 5 }\n',
@@ -223,6 +224,32 @@ def test_pictures_of_the_calibration_are_relative_to_the_recipe(tmp_path):
 def test_the_build_log_names_layers_that_are_left_or_not_looked_at(compressed):
     log = (compressed["onnxruntime-four"].parent / "build.log").read_text()
     assert "embeddings.token_embedding.weight is compressed without a look at its inputs" in log
+
+
+def test_the_build_log_names_layers_whose_inputs_are_not_smoothed(compressed):
+    log = (compressed["onnxruntime-integers"].parent / "build.log").read_text()
+    assert "proj_out.weight is not smoothed: its input is a sum of activations, which have other uses" in log
+    assert "fc2.weight is not smoothed" not in log  # it is for the UNet
+
+
+def test_smoothing_is_measured_twice_and_shares_the_first_with_a_recipe_that_does_not(tmp_path):
+    rules = 'activations = {}\n[[rules]]\nengine = "int8"\n'
+    smooth = 'smooth = { alpha = 0.3, components = ["unet"] }\n'
+    plain, smoothed = (plan_with(tmp_path, text + rules).bundles[0].engines for text in ("", smooth))
+    for component in ("text_encoder", "vae_encoder", "vae_decoder"):
+        assert plain[component].key == smoothed[component].key
+    plain_onnx, smoothed_onnx = plain["unet"].needs[0], smoothed["unet"].needs[0]
+    _, measured = plain_onnx.needs
+    _, again, first = smoothed_onnx.needs
+    assert first.key == measured.key
+    assert first in again.needs
+    other = plan_with(tmp_path, smooth.replace("0.3", "0.5") + rules).bundles[0].engines["unet"]
+    assert other.needs[0].key != smoothed_onnx.key
+
+
+def test_a_pattern_of_layers_to_smooth_that_matches_none_stops_the_build(tmp_path):
+    with pytest.raises(UserError, match=r"smooth of the recipe 'mine': no layer of unet is called '\*\.attn3\.\*'"):
+        plan_with(tmp_path, 'activations = {}\nsmooth = { components = ["unet"], layers = ["*.attn3.*"] }\n')
 
 
 def test_the_manifest_names_the_packed_file(compressed):

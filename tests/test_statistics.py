@@ -49,6 +49,14 @@ def test_an_even_choice_by_hand(count, most, chosen):
     assert even_choice(count, most).tolist() == chosen
 
 
+def test_peaks_are_the_largest_magnitudes_of_each_channel_by_hand():
+    found = statistics_of(np.array([[1.0, -2.0, 0.5]]), np.array([[-3.0, 1.0, 0.25]]))
+    assert found.peaks.tolist() == [3, 2, 0.5]
+    picture = np.zeros((2, 2, 3, 3), np.float32)
+    picture[1, 1, 2, 0] = -4
+    assert statistics_of(picture, channel_axis=1).peaks.tolist() == [0, 4]
+
+
 def test_growing_ranges_lose_no_value():
     """Whatever comes first, the counts are those of one histogram over the final range."""
     rng = np.random.default_rng(0)
@@ -68,6 +76,7 @@ def test_statistics_survive_a_file():
     assert (again.low, again.high, again.range, again.rows) == (found.low, found.high, found.range, found.rows)
     assert np.array_equal(again.counts, found.counts)
     assert np.array_equal(again.rms, found.rms)
+    assert np.array_equal(again.peaks, found.peaks)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
