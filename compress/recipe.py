@@ -204,11 +204,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compute: Literal["float32", "fastest"]
     min_psnr_db: Annotated[float, msgspec.Meta(ge=0, le=200)]
     entropy_coding: bool = True  # of what is stored, where that makes it smaller
-    pointwise_as_products: bool = False  # 1x1 convolutions become MatMul, which can compute from four bits
     rules: tuple[Rule, ...] = ()
-    mixed: Mixed | None = None
     activations: Activations | None = None
     smooth: Smooth | None = None
+    mixed: Mixed | None = None
+    pointwise_as_products: bool = False  # 1x1 convolutions become MatMul, which can compute from four bits
     calibration: Calibration = Calibration()
 
     def __post_init__(self) -> None:
