@@ -6,7 +6,7 @@ Inference" (arXiv 1712.05877), section 2; the pattern of operators is ONNX's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from .cast import initializer
 from .layers import ROUNDED, checkpoint_name
 from .ranges import LEVELS, Range
 
+TIMESTEP = "timestep"  # the input of the UNet
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
@@ -36,17 +37,21 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
 
 
 def quantize_activations(
-    model: ir.Model, ranges: Mapping[str, Range], quantized: Quantized, products: bool, outputs: bool
-) -> ir.Model:
+    model: ir.Model, ranges: Mapping[str, Sequence[Range]], quantized: Quantized, products: bool, outputs: bool,
+    boundaries: Sequence[float] = (),
+) -> ir.Model:  # fmt: skip
     """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
 
-    Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
+    A tensor has one range, or with `boundaries`, ascending, one for each part of the schedule that they divide: the
+    first for timesteps below the first of them. Weights are left as they are: it is for whoever compresses them to make
+    them eight bits as well.
     """
     model = model.clone()
+    group = _group(model, boundaries) if boundaries else None
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
-        rounded[value] = _round(model, value, ranges[str(value.name)])
+        rounded[value] = _round(model, value, ranges[str(value.name)], group)
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
     made = set(rounded.values())
@@ -54,7 +59,7 @@ def quantize_activations(
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
                 if source not in rounded:
-                    rounded[source] = _round(model, source, ranges[str(source.name)])
+                    rounded[source] = _round(model, source, ranges[str(source.name)], group)
                 node.replace_input_with(position, rounded[source])
         if node.op_type == "MatMul":
             _keep_bias_apart(model, node)
@@ -68,23 +73,46 @@ def asymmetric(ends: Range) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(round(-low / float(scale)), 0, LEVELS))
 
 
-def _round(model: ir.Model, value: ir.Value, ends: Range) -> ir.Value:
+def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:
+    """The number of the part of the schedule that the timestep is in: how many boundaries it has reached."""
+    (timestep,) = (value for value in model.graph.inputs if value.name == TIMESTEP)
+    bounds = initializer(model, ir.tensor(np.array(boundaries, np.float32), name="timestep.boundaries"))
+    axes = initializer(model, ir.tensor(np.array([0], np.int64), name="timestep.axes"))
+    reached = ir.node("GreaterOrEqual", [timestep, bounds])
+    counted = ir.node("Cast", reached.outputs, {"to": ir.DataType.INT64.value})
+    group = ir.node("ReduceSum", [counted.outputs[0], axes], {"keepdims": 0})
+    for node, name in ((reached, "reached"), (counted, "counted"), (group, "group")):
+        node.outputs[0].name = f"timestep.{name}"
+    model.graph.insert_before(model.graph[0], [reached, counted, group])
+    return group.outputs[0]
+
+
+def _round(model: ir.Model, value: ir.Value, ends: Sequence[Range], group: ir.Value | None) -> ir.Value:
     """What a tensor is after it was rounded; the two nodes stand right after the one that makes it."""
-    scale, zero_point = asymmetric(ends)
-    parameters = [
-        initializer(model, ir.tensor(np.asarray(number), name=f"{value.name}.{kind}"))
-        for kind, number in (("scale", scale), ("zero_point", zero_point))
-    ]
+    parameters = []
+    for kind, numbers in zip(("scale", "zero_point"), zip(*map(asymmetric, ends), strict=True), strict=True):
+        table = np.asarray(numbers[0]) if group is None else np.array(numbers)
+        parameter = initializer(model, ir.tensor(table, name=f"{value.name}.{kind}"))
+        parameters.append(parameter if group is None else _entry(model, parameter, group))
     quantize = ir.node("QuantizeLinear", [value, *parameters])
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{value.name}.codes", f"{value.name}{ROUNDED}"
     dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
-    producer = value.producer()
-    if producer is None:
-        model.graph.insert_before(model.graph[0], [quantize, dequantize])
+    earlier = value.producer() or parameters[0].producer()  # entries of tables are taken before all else
+    if earlier is not None:
+        model.graph.insert_after(earlier, [quantize, dequantize])
     else:
-        model.graph.insert_after(producer, [quantize, dequantize])
+        model.graph.insert_before(model.graph[0], [quantize, dequantize])
     return dequantize.outputs[0]
+
+
+def _entry(model: ir.Model, table: ir.Value, group: ir.Value) -> ir.Value:
+    """The entry of a table for the part of the schedule; it is taken early, or engines would not fuse what uses it."""
+    node, maker = ir.node("Gather", [table, group]), group.producer()
+    assert maker is not None
+    node.outputs[0].name = f"{table.name}.now"
+    model.graph.insert_after(maker, node)
+    return node.outputs[0]
 
 
 def _keep_bias_apart(model: ir.Model, product: ir.Node) -> None:

@@ -18,10 +18,16 @@ MOST_COLUMNS = 6144  # of a layer whose covariance is measured: 150 MB of float3
 
 @dataclass(frozen=True)
 class Inputs:
-    """Statistics of activations by their names, and a folder of covariances by the layers' names."""
+    """Statistics of activations by their names, and a folder of covariances by the layers' names.
+
+    `by_timestep` has statistics of its own for each part of the schedule, if there are parts, which the timesteps
+    `boundaries` divide.
+    """
 
     statistics: Mapping[str, TensorStatistics]
     covariances: Path
+    by_timestep: tuple[Mapping[str, TensorStatistics], ...] = ()
+    boundaries: tuple[float, ...] = ()
 
     def mean_squares(self, layer: Layer) -> NDArray[np.float32]:
         """Of each column's input, (columns,): of a convolution the same at every place of the kernel."""

@@ -131,11 +131,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Round what flows into int8 layers to eight bits as well, so that they compute in integers.
 
-    `range` is how the ends of the eight bits are chosen; `products` asks for those of attention, too.
+    `range` is how the ends of the eight bits are chosen; `products` asks for those of attention, too. With
+    `timestep_groups` the UNet has ranges of its own for as many parts of the schedule.
     """
 
     range: Literal["minmax", "percentile", "mse"] = "mse"
     products: bool = False
+    timestep_groups: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
 
 
@@ -254,6 +256,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def with_choices(self, chosen: Iterable[Rule]) -> Recipe:
         """The recipe when a choice was made: rules for one layer each, after those that it has."""
         return msgspec.structs.replace(self, rules=(*self.rules, *chosen), mixed=None)
+
+    def timestep_groups(self, component: str) -> int:
+        """Into how many parts the schedule is divided for the ranges of a component's activations."""
+        timed = component == "unet" and self.rounds_activations(component)
+        return self.activations.timestep_groups if timed and self.activations else 1
 
     def rounds_activations(self, component: str) -> bool:
         """Whether a component's activations have to be measured."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..compress.activations import TIMESTEP, activations
 from ..compress.inputs import MOST_COLUMNS, Covariance, Inputs, covariance_file
 from ..compress.layers import Layer, find_layers
 from ..compress.recipe import Recipe
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 SCALE = 0.5  # of each keyframe in the next: the widest border there is
 STATISTICS = "statistics.npz"
+BOUNDARIES = "boundaries.npy"
 COVARIANCES = "covariances"
 SEPARATOR = "/"
+Statistics = dict[str, TensorStatistics]
 ROWS = 2**14  # inputs of a layer, over all samples, that its covariance is of
 
 
@@ -93,7 +96,6 @@ def measure_activations(
     With those of an earlier run of this, `unsmoothed`, the activations are those of the smoothed model. `sides` are the
     numbers of the dimensions that the graph leaves open.
     """
-    from ..compress.activations import activations
     from ..compress.smooth import smooth_activations
     from .segments import needed_later, split
 
@@ -112,20 +114,54 @@ def measure_activations(
         covariance_bytes = 4 * layers[node].columns ** 2 if node in layers else 0
         return covariance_bytes + sum(about_bytes(value, sides) for value in node.outputs if value.name in axes)
 
-    statistics: dict[str, TensorStatistics] = {}
+    boundaries, group_of = _timestep_groups(samples, recipe.timestep_groups(component))
+    all_samples: Statistics = {}
+    of_group: list[Statistics] = [{} for _ in range(len(boundaries) + 1)] if boundaries else []
+    books = {name: [all_samples, *of_group[group : group + 1]] for name, group in group_of.items()}
     segments = split(model, more_bytes=measured_bytes)
     (folder / COVARIANCES).mkdir()
     with TemporaryDirectory(dir=folder) as scratch:
         for segment, needed in zip(segments, needed_later(segments), strict=True):
             own = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
             covariances = [Covariance(layer, ROWS // len(samples)) for layer in own]
-            samples = _measure_segment(segment, samples, axes, statistics, covariances, needed, Path(scratch))
+            samples = _measure_segment(segment, samples, axes, books, covariances, needed, Path(scratch))
             for covariance in covariances:
                 np.save(covariance_file(folder / COVARIANCES, covariance.layer.name), covariance.mean())
-    arrays = {
+    _save_statistics(folder / STATISTICS, all_samples)
+    for number, book in enumerate(of_group):
+        _save_statistics(folder / f"{number}-{STATISTICS}", book)
+    np.save(folder / BOUNDARIES, np.array(boundaries))
+
+
+def _timestep_groups(samples: list[Path], groups: int) -> tuple[list[float], dict[str, int]]:
+    """Timesteps that divide those of the samples into even groups, and the group of each sample by its file's name."""
+    if groups == 1:
+        return [], {sample.name: 0 for sample in samples}
+    timesteps = {}
+    for sample in samples:
+        with np.load(sample, allow_pickle=False) as stored:
+            timesteps[sample.name] = float(stored[TIMESTEP][0])
+    distinct = np.unique(list(timesteps.values()))
+    groups = min(groups, len(distinct))
+    firsts = [len(distinct) * number // groups for number in range(1, groups)]
+    boundaries = [float(distinct[first - 1] + distinct[first]) / 2 for first in firsts]
+    return boundaries, {name: int(np.searchsorted(boundaries, one, "right")) for name, one in timesteps.items()}
+
+
+def _save_statistics(file: Path, statistics: Statistics) -> None:
+    arrays: dict[str, Any] = {
         f"{name}{SEPARATOR}{part}": array for name, one in statistics.items() for part, array in one.arrays().items()
     }
-    np.savez(folder / STATISTICS, **arrays)  # type: ignore[arg-type]
+    np.savez(file, **arrays)
+
+
+def _read_statistics(file: Path) -> Statistics:
+    found: dict[str, dict[str, Any]] = {}
+    with np.load(file, allow_pickle=False) as stored:
+        for key in stored.files:
+            name, _, part = key.rpartition(SEPARATOR)
+            found.setdefault(name, {})[part] = stored[key]
+    return {name: TensorStatistics.of_arrays(arrays) for name, arrays in found.items()}
 
 
 def _has_covariance(layer: Layer, component: str, recipe: Recipe) -> bool:
@@ -135,20 +171,20 @@ def _has_covariance(layer: Layer, component: str, recipe: Recipe) -> bool:
 
 def read_inputs(folder: Path) -> Inputs:
     """What `measure_activations` left in its folder."""
-    found: dict[str, dict[str, Any]] = {}
-    with np.load(folder / STATISTICS, allow_pickle=False) as stored:
-        for key in stored.files:
-            name, _, part = key.rpartition(SEPARATOR)
-            found.setdefault(name, {})[part] = stored[key]
-    statistics = {name: TensorStatistics.of_arrays(arrays) for name, arrays in found.items()}
-    return Inputs(statistics, folder / COVARIANCES)
+    boundaries = tuple(np.load(folder / BOUNDARIES, allow_pickle=False).tolist())
+    parts = range(len(boundaries) + 1 if boundaries else 0)
+    by_timestep = tuple(_read_statistics(folder / f"{part}-{STATISTICS}") for part in parts)
+    return Inputs(_read_statistics(folder / STATISTICS), folder / COVARIANCES, by_timestep, boundaries)
 
 
 def _measure_segment(
-    segment: ir.Model, samples: list[Path], axes: Mapping[str, int], statistics: dict[str, TensorStatistics],
+    segment: ir.Model, samples: list[Path], axes: Mapping[str, int], books: Mapping[str, list[Statistics]],
     covariances: list[Covariance], needed: set[str], scratch: Path,
 ) -> list[Path]:  # fmt: skip
-    """Run a segment on every sample, and measure what it makes; the next one's samples, which are in `scratch`."""
+    """Run a segment on every sample, and measure what it makes; the next one's samples, which are in `scratch`.
+
+    `books` are, by a sample's name, the statistics that it goes into.
+    """
     engine = _open_segment(segment, axes, scratch)
     inputs = [str(value.name) for value in segment.graph.inputs]
     for sample in samples:
@@ -157,10 +193,10 @@ def _measure_segment(
         made = engine.run({name: values[name] for name in inputs})
         fresh = made if sample.parent == scratch else {**values, **made}
         for name, array in fresh.items():
-            if name in axes:
-                if name not in statistics:
-                    statistics[name] = TensorStatistics.empty(array.shape[axes[name]])
-                statistics[name].add(array, axes[name])
+            for book in books[sample.name] if name in axes else ():
+                if name not in book:
+                    book[name] = TensorStatistics.empty(array.shape[axes[name]])
+                book[name].add(array, axes[name])
         values |= made
         for covariance in covariances:
             covariance.add(values[covariance.layer.input_name])

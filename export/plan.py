@@ -44,6 +44,7 @@ GRAPH_KEYS = (
     "activations",
     "pointwise_as_products",
 )  # of a recipe, on which measurements depend
+RANGES_BY_TIMESTEP = ("onnxruntime",)  # the targets whose integers may have scales that are computed
 ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
 
 
@@ -88,6 +89,7 @@ class Plan:
         self.shapes.check(self.checkpoint)
         for recipe in self.recipes:
             check_patterns(recipe, self.checkpoint)
+            self._check_timestep_groups(recipe)
             if self.hoist and recipe.rounds_activations("unet") and recipe.activations and recipe.activations.products:
                 raise UserError(
                     f"the recipe '{recipe.name}' rounds attention's products, which a hoisted UNet is cut through",
@@ -100,6 +102,18 @@ class Plan:
             if recipe.mixed or any(recipe.needs_calibration(component) for component in COMPONENTS):
                 make_scheduler(default_scheduler(scheduler), scheduler, recipe.calibration.steps)
                 _check_calibrates(recipe)
+
+    def _check_timestep_groups(self, recipe: Recipe) -> None:
+        if (groups := recipe.timestep_groups("unet")) == 1:
+            return
+        message = f"the recipe '{recipe.name}' has ranges for {groups} groups of timesteps"
+        if others := [target for target in self.targets if target not in RANGES_BY_TIMESTEP]:
+            raise UserError(
+                f"{message}, which {others[0]} computes in float",
+                hint=f"they are for {', '.join(RANGES_BY_TIMESTEP)}; leave out timestep_groups for others",
+            )
+        if self.hoist:
+            raise UserError(f"{message}, and --hoist takes the timestep out of the UNet", hint="leave one out")
 
     @property
     def cache_folder(self) -> Path:

@@ -114,11 +114,14 @@ def write_onnx(
 
 def load_traced(traced: Path, checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:
     """What `trace_component` left in its folder, with the checkpoint's weights, in the form that the recipe is for."""
+    from ..compress.bias import biases_apart
     from ..compress.pointwise import pointwise_as_products
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
-    return pointwise_as_products(model) if recipe.pointwise_as_products else model
+    if recipe.pointwise_as_products:
+        model = pointwise_as_products(model)
+    return biases_apart(model) if recipe.timestep_groups(component) > 1 else model
 
 
 def _rounded(
@@ -128,9 +131,10 @@ def _rounded(
     from ..compress.activations import quantize_activations
     from ..compress.ranges import choose_range
 
-    ranges = {name: choose_range(one, settings.range) for name, one in inputs.statistics.items()}
+    parts = inputs.by_timestep or (inputs.statistics,)
+    ranges = {name: [choose_range(part[name], settings.range) for part in parts] for name in inputs.statistics}
     quantized = partial(recipe.computes_in_integers, component)
-    return quantize_activations(model, ranges, quantized, settings.products, outputs)
+    return quantize_activations(model, ranges, quantized, settings.products, outputs, inputs.boundaries)
 
 
 def _write_model(

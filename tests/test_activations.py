@@ -8,6 +8,7 @@ import pytest
 from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
 from outzoom.compress.activations import activations, quantize_activations
+from outzoom.compress.bias import biases_apart
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.ranges import choose_range
 from outzoom.compress.recipe import Recipe, Rule
@@ -40,7 +41,7 @@ def measured(model, names):
 def quantized(*, outputs, products=False, layers=everything):
     model = small_model()
     names = activations(model, layers, products, outputs)
-    ranges = {name: choose_range(one, "minmax") for name, one in measured(model, names).items()}
+    ranges = {name: [choose_range(one, "minmax")] for name, one in measured(model, names).items()}
     return quantize_activations(model, ranges, layers, products, outputs)
 
 
@@ -71,7 +72,7 @@ def test_each_activation_is_rounded_once_and_the_result_is_near(outputs):
 def test_the_callers_model_is_not_touched():
     model = small_model()
     nodes = [node.op_type for node in model.graph]
-    quantize_activations(model, {"picture": (-3.0, 3.0), "rows": (-9.0, 9.0), "embedded": (-3.0, 3.0)},
+    quantize_activations(model, {"picture": [(-3.0, 3.0)], "rows": [(-9.0, 9.0)], "embedded": [(-3.0, 3.0)]},
                          everything, products=False, outputs=False)  # fmt: skip
     assert [node.op_type for node in model.graph] == nodes
     assert "picture.scale" not in model.graph.initializers
@@ -79,7 +80,7 @@ def test_the_callers_model_is_not_touched():
 
 def test_values_beyond_the_range_are_clipped():
     model = small_model()
-    ranges = {"picture": (0.0, 0.0), "rows": (-9.0, 9.0), "embedded": (0.0, 0.0)}
+    ranges = {"picture": [(0.0, 0.0)], "rows": [(-9.0, 9.0)], "embedded": [(0.0, 0.0)]}
     made = quantize_activations(model, ranges, everything, products=False, outputs=False)
     # nothing of picture or words gets through: the smallest range there is, 1e-12, is not quite nothing
     assert np.allclose(run(made, inputs(1)), run(made, inputs(2)), rtol=0, atol=1e-9)
@@ -117,10 +118,52 @@ def test_a_bias_stays_apart_from_the_product_that_it_is_added_to(tmp_path):
     model.graph.insert_before(add, biased)
     add.replace_input_with(0, named(biased, "biased", [1, SIDE * SIDE, CHANNELS]))
     names = activations(model, everything, products=False, outputs=False)
-    ranges = {name: choose_range(one, "minmax") for name, one in measured(model, names).items()}
+    ranges = {name: [choose_range(one, "minmax")] for name, one in measured(model, names).items()}
     made = quantize_activations(model, ranges, everything, products=False, outputs=False)
     recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("MatMul",), engine="int8"),))
     made, _ = compress_weights(made, "unet", recipe, PackedWriter(tmp_path / "packed.safetensors", True))
     assert snr_db(run(model), run(made)) > 28
     assert "MatMulIntegerToFloat" in executed_operators(made, tmp_path)
     assert "linear.bias" in model.graph.initializers
+
+
+def test_a_bias_that_is_added_after_its_convolution_makes_the_same():
+    model = biases_apart(small_model())
+    assert [node.op_type for node in model.graph][:2] == ["Conv", "Add"]
+    assert np.allclose(run(model), run(small_model()), atol=1e-5)  # sums of 288 products in float32, in another order
+    assert "conv.bias" not in model.graph.initializers
+    assert activations(model, everything, products=False, outputs=True)["conv.out.unbiased"] == 1
+
+
+def timed_model():
+    """The small model with a timestep, which its graph does not use."""
+    model = small_model()
+    model.graph.inputs.append(ir.Value(name="timestep", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT)))
+    return model
+
+
+@pytest.mark.parametrize(("timestep", "part"), [(0, 0), (99, 0), (100, 1), (499, 1), (500, 2), (999, 2)])
+def test_a_timestep_has_the_ranges_of_its_part_of_the_schedule(timestep, part):
+    parts = [(-1.0, 1.0), (-2.0, 3.0), (-9.0, 9.0)]
+    names = activations(small_model(), everything, products=False, outputs=True)
+    in_parts = quantize_activations(
+        timed_model(), dict.fromkeys(names, parts), everything, products=False, outputs=True, boundaries=[100, 500]
+    )
+    alone = quantize_activations(
+        small_model(), {name: [parts[part]] for name in names}, everything, products=False, outputs=True
+    )
+    timed = {**inputs(), "timestep": np.array([timestep], np.float32)}
+    assert np.array_equal(run(in_parts, timed), run(alone))
+
+
+def test_onnx_runtime_computes_in_integers_with_ranges_by_timestep(tmp_path):
+    model = biases_apart(timed_model())
+    names = activations(model, everything, products=False, outputs=True)
+    ranges = {name: [(-3.0, 3.0), (-9.0, 9.0)] for name in names}
+    model = quantize_activations(model, ranges, everything, products=False, outputs=True, boundaries=[500])
+    recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("Conv", "MatMul"), engine="int8"),))
+    model, _ = compress_weights(model, "unet", recipe, PackedWriter(tmp_path / "packed.safetensors", True))
+    operators = executed_operators(model, tmp_path)
+    assert "QLinearConv" in operators
+    assert {"MatMulIntegerToFloat", "QLinearMatMul"} & set(operators)
+    assert not {"Conv", "MatMul"} & set(operators)

@@ -160,11 +160,11 @@ def test_statistics_do_not_depend_on_how_the_graph_is_cut(stage_cache, compresse
         assert np.allclose(a, b, rtol=1e-3, atol=1e-4 * abs(a).max())
 
 
-def plan_with(tmp_path, text, header=HEADER, **options):
+def plan_with(tmp_path, text, header=HEADER, targets=("onnxruntime",), **options):
     file = tmp_path / "mine.toml"
     file.write_text(header + text)
     recipes = (read_recipe(str(file)),)
-    return Plan(open_checkpoint(DEMO), ("onnxruntime",), recipes, Shapes(((128, 128),)), tmp_path / "out", **options)
+    return Plan(open_checkpoint(DEMO), targets, recipes, Shapes(((128, 128),)), tmp_path / "out", **options)
 
 
 def test_a_pattern_that_matches_no_layer_stops_the_build_before_it_begins(tmp_path):
@@ -207,6 +207,27 @@ def test_a_calibration_that_can_not_run_is_refused_before_the_build(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"bad\.png"):
         plan_with(tmp_path, rules + 'pictures = ["bad.png"]\n')
+
+
+def test_ranges_by_timestep_are_for_targets_that_can_compute_with_them(tmp_path):
+    text = 'activations = { timestep_groups = 2 }\n[[rules]]\nengine = "int8"\n'
+    assert plan_with(tmp_path, text)
+    with pytest.raises(UserError, match="2 groups of timesteps, which openvino-cpu computes in float"):
+        plan_with(tmp_path, text, targets=("onnxruntime", "openvino-cpu"))
+    with pytest.raises(UserError, match="takes the timestep out of the UNet"):
+        plan_with(tmp_path, text, hoist=True)
+
+
+def test_samples_are_divided_by_their_timesteps(tmp_path):
+    files = []
+    for number, timestep in enumerate((900, 500, 100, 900, 300)):
+        files.append(tmp_path / f"unet-{number}.npz")
+        np.savez(files[-1], timestep=np.array([timestep], np.float32))
+    boundaries, groups = calibration._timestep_groups(files, 2)
+    assert boundaries == [400]
+    assert [groups[file.name] for file in files] == [1, 1, 0, 1, 0]
+    assert calibration._timestep_groups(files, 9)[0] == [200, 400, 700]  # no more than there are timesteps
+    assert calibration._timestep_groups(files, 1)[0] == []
 
 
 def test_a_hoisted_unet_does_not_round_the_products_of_attention(tmp_path):

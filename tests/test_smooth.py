@@ -84,7 +84,7 @@ def test_a_smoothed_graph_computes_the_same_and_its_inputs_are_even(tmp_path):
 def rounded(model, recipe, folder):
     """A model with weights and activations of eight bits."""
     folder.mkdir()
-    ranges = {name: choose_range(one, "minmax") for name, one in measured(model, folder).statistics.items()}
+    ranges = {name: [choose_range(one, "minmax")] for name, one in measured(model, folder).statistics.items()}
     quantized = quantize_activations(model, ranges, lambda operator, layer: True, products=False, outputs=False)
     return compress_weights(quantized, "unet", recipe, PackedWriter(folder / "packed", False))[0]
 
