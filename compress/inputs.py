@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,23 @@ ROWS_OF_A_RUN = 512  # places of a picture, or tokens, that one run adds to a co
 
 @dataclass(frozen=True)
 class Inputs:
-    """Statistics of activations by their names, and a folder of covariances by the layers' names."""
+    """Statistics of activations by their names, and a folder of covariances by the layers' names.
+
+    They are of the layers as they were measured; `kept` says which channels of the inputs some have now.
+    """
 
     statistics: Mapping[str, TensorStatistics]
     covariances: Path
+    kept: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def narrowed(self, kept: Mapping[str, NDArray[np.int64]]) -> Inputs:
+        """The same of layers, by their names, that take only some of the channels that were measured."""
+        return replace(self, kept=kept)
 
     def mean_squares(self, layer: Layer) -> NDArray[np.float32]:
         """Of each column's input, (columns,): of a convolution the same at every place of the kernel."""
         channels = np.square(self.statistics[layer.input_name].rms)
+        channels = channels[self.kept.get(layer.name, slice(None))]
         return np.tile(channels, layer.columns // len(channels))
 
     def has_covariance(self, layer: Layer) -> bool:
@@ -38,12 +47,38 @@ class Inputs:
         if not self.has_covariance(layer):
             return None
         found: NDArray[np.float32] = np.load(covariance_file(self.covariances, layer.name), allow_pickle=False)
-        return found
+        if layer.name not in self.kept:
+            return found
+        places = layer.columns // len(self.kept[layer.name])
+        measured = np.arange(len(found)).reshape(places, -1)[:, self.kept[layer.name]].reshape(-1)
+        return found[np.ix_(measured, measured)]
+
+    def channel_covariance(self, layer: Layer) -> NDArray[np.float32] | None:
+        """The mean of x x^T over the channels x that were measured to flow into a layer, (channels, channels).
+
+        None for a layer with too many.
+        """
+        file = channel_covariance_file(self.covariances, layer.name)
+        return np.load(file, allow_pickle=False) if file.exists() else None
 
 
 def covariance_file(folder: Path, layer: str) -> Path:
     """Where the covariance of a layer's inputs is."""
     return folder / f"{layer}.npy"
+
+
+def channel_covariance_file(folder: Path, layer: str) -> Path:
+    """Where the covariance of the channels is that flow into a layer."""
+    return folder / f"{layer}.channels.npy"
+
+
+def channel_rows(layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The channels that flow into a layer, (rows, channels), at an even choice of places: see `input_rows`."""
+    if layer.op_type != "Conv":
+        return input_rows(layer, values)
+    places = values.reshape(*values.shape[:2], -1)
+    chosen = places[..., _even_choice(places.shape[-1])]
+    return chosen.transpose(0, 2, 1).reshape(-1, values.shape[1])
 
 
 def input_rows(layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ activations are measured as they come; none is kept but those that cross from a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compress.inputs import MOST_COLUMNS, Inputs, covariance_file, input_rows
+from ..compress.inputs import (
+    MOST_COLUMNS,
+    Inputs,
+    channel_covariance_file,
+    channel_rows,
+    covariance_file,
+    input_rows,
+)
 from ..compress.layers import Layer, find_layers
 from ..compress.recipe import Recipe
 from ..compress.statistics import TensorStatistics
@@ -39,6 +46,7 @@ COVARIANCES = "covariances"
 SEPARATOR = "/"
 
 Feeds = dict[str, Array]
+Rows = tuple[Layer, Callable[[Layer, Array], Array]]  # a layer, and what makes rows of its inputs
 
 
 def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe: Recipe) -> None:
@@ -84,17 +92,28 @@ def measure_activations(
     with TemporaryDirectory(dir=folder) as scratch:
         segments = split(model)
         for segment in segments:
-            layers = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
+            rows = _rows(segment, component, recipe, folder / COVARIANCES)
             found = _measure_segment(
-                segment, axes, layers, samples, measured, Path(scratch), is_last=segment is segments[-1]
+                segment, axes, rows, samples, measured, Path(scratch), is_last=segment is segments[-1]
             )
-            for name, covariance in found.items():
-                np.save(covariance_file(folder / COVARIANCES, name), covariance)
+            for file, covariance in found.items():
+                np.save(file, covariance)
             samples = [Path(scratch) / sample.name for sample in samples]
     arrays = {
         f"{name}{SEPARATOR}{part}": array for name, one in measured.items() for part, array in one.arrays().items()
     }
     np.savez(folder / STATISTICS, **arrays)  # type: ignore[arg-type]
+
+
+def _rows(segment: ir.Model, component: str, recipe: Recipe, folder: Path) -> dict[Path, Rows]:
+    """Of what a covariance is measured in a segment, by the file that it goes to."""
+    found: dict[Path, Rows] = {}
+    for layer in find_layers(segment):
+        if _has_covariance(layer, component, recipe):
+            found[covariance_file(folder, layer.name)] = (layer, input_rows)
+        if recipe.structured_entry(component, layer.name) and layer.matrix_shape[-1] <= MOST_COLUMNS:
+            found[channel_covariance_file(folder, layer.name)] = (layer, channel_rows)
+    return found
 
 
 def _has_covariance(layer: Layer, component: str, recipe: Recipe) -> bool:
@@ -114,12 +133,12 @@ def read_inputs(folder: Path) -> Inputs:
 
 
 def _measure_segment(
-    segment: ir.Model, axes: Mapping[str, int], layers: list[Layer], samples: list[Path],
+    segment: ir.Model, axes: Mapping[str, int], rows: Mapping[Path, Rows], samples: list[Path],
     measured: dict[str, TensorStatistics], scratch: Path, is_last: bool,
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[Path, Array]:  # fmt: skip
     """Run a segment on every sample, measure what it makes, and leave the samples of the next one in `scratch`.
 
-    The covariances of the inputs of `layers`, by their names.
+    The covariances of `rows`, by their files.
     """
     import onnx_ir as ir
 
@@ -131,8 +150,8 @@ def _measure_segment(
     ir.save(segment, scratch / MODEL, external_data=WEIGHTS)
     engine = backend_for("onnxruntime").load(scratch / MODEL, "float32", (), {})
     inputs = [str(value.name) for value in segment.graph.inputs]
-    sums: dict[str, Array] = {}
-    counts: dict[str, int] = {}
+    sums: dict[Path, Array] = {}
+    counts: dict[Path, int] = {}
     for sample in samples:
         with np.load(sample, allow_pickle=False) as stored:
             feeds = dict(stored)
@@ -143,12 +162,12 @@ def _measure_segment(
                 if name not in measured:
                     measured[name] = TensorStatistics.empty(array.shape[axes[name]])
                 measured[name].add(array, axes[name])
-        for layer in layers:
-            rows = input_rows(layer, {**feeds, **made}[layer.input_name])
-            sums[layer.name] = sums.get(layer.name, 0) + rows.T @ rows
-            counts[layer.name] = counts.get(layer.name, 0) + len(rows)
+        for file, (layer, chosen) in rows.items():
+            values = chosen(layer, {**feeds, **made}[layer.input_name])
+            sums[file] = sums.get(file, 0) + values.T @ values
+            counts[file] = counts.get(file, 0) + len(values)
         if not is_last:
             kept: dict[str, Any] = {**feeds, **{name: made[name] for name in crossing}}
             np.savez(scratch / sample.name, **kept)
     engine.close()
-    return {name: total / np.float32(counts[name]) for name, total in sums.items()}
+    return {file: total / np.float32(counts[file]) for file, total in sums.items()}

@@ -172,7 +172,7 @@ class BundlePlan:
         config = checkpoint.config(PART_OF[component])
         made_by = {"code": code_sha256(), **{name: version(name) for name in TOOLS}}
         weights = {"weights": plan.source_sha256}
-        changes = {key: recipe[key] for key in ("rules", "activations", "weights", "entropy_coding")}
+        changes = {key: recipe[key] for key in ("structured", "rules", "activations", "weights", "entropy_coding")}
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
 
@@ -206,10 +206,13 @@ class BundlePlan:
         if not self.recipe.needs_calibration(component):
             return ()
         zooms = self._zooms
+        narrowed = [msgspec.structs.replace(entry, fraction=0, correct=True) for entry in self.recipe.structured]
         return (
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-                msgspec.to_builtins({"rules": self.recipe.rules, "activations": self.recipe.activations}),
+                msgspec.to_builtins(
+                    {"rules": self.recipe.rules, "activations": self.recipe.activations, "structured": narrowed}
+                ),
                 {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe}, (traced, zooms),
             ),
         )  # fmt: skip

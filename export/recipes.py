@@ -94,13 +94,24 @@ def check_patterns(recipe: Recipe, checkpoint: Checkpoint) -> None:
     names = {component: _layer_names(checkpoint, component) for component in COMPONENTS}
     for number, rule in enumerate(recipe.rules, start=1):
         within = [name for component in rule.components for name in names[component]]
-        for pattern in rule.layers:
-            if not any(fnmatchcase(name, pattern) for name in within):
-                raise UserError(
-                    f"rule {number} of the recipe '{recipe.name}': no layer of {', '.join(rule.components)} is called "
-                    f"'{pattern}'",
-                    hint=f"layers are called like '{within[len(within) // 2]}'",
-                )
+        _check_matches(f"rule {number} of the recipe '{recipe.name}'", "layer", rule.components, rule.layers, within)
+    for number, entry in enumerate(recipe.structured, start=1):
+        within = [name for component in entry.components for name in names[component] if entry.is_kind(name)]
+        where = f"structured {number} of the recipe '{recipe.name}'"
+        if not within:
+            raise UserError(f"{where}: {', '.join(entry.components)} has no {entry.kind} that can go", hint=HINT)
+        _check_matches(where, f"block with {entry.kind}", entry.components, entry.blocks, within)
+
+
+def _check_matches(
+    where: str, kind: str, components: tuple[str, ...], patterns: tuple[str, ...], names: list[str]
+) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"{where}: no {kind} of {', '.join(components)} is called '{pattern}'",
+                hint=f"{kind.split()[0]}s are called like '{names[len(names) // 2]}'",
+            )
 
 
 def _layer_names(checkpoint: Checkpoint, component: str) -> list[str]:

@@ -83,15 +83,19 @@ def write_onnx(
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too. A hoisted UNet
-    comes in three, each after those whose outputs it takes.
+    With statistics of its activations, blocks are narrowed and activations rounded; `round_outputs`: what convolutions
+    make, too. A hoisted UNet comes in three, each after those whose outputs it takes.
     """
+    from ..compress.narrow import narrow
     from .calibration import read_inputs
     from .hoist import hoist
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
     inputs = None if measured is None else read_inputs(measured)
+    narrowed: list[Left] = []
+    if inputs is not None and recipe.narrows(component):
+        model, inputs, narrowed = narrow(model, component, recipe, inputs)
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
         model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
     models = {component: model}
@@ -99,6 +103,7 @@ def write_onnx(
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
     described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
+    described[component] = msgspec.structs.replace(described[component], left=(*narrowed, *described[component].left))
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
