@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,24 @@ class Inputs:
     """Statistics of activations by their names, and a folder of covariances by the layers' names.
 
     `by_timestep` has statistics of its own for each part of the schedule, if there are parts, which the timesteps
-    `boundaries` divide.
+    `boundaries` divide. All are of the layers as they were measured; `kept` says which channels of the inputs some have
+    now.
     """
 
     statistics: Mapping[str, TensorStatistics]
     covariances: Path
     by_timestep: tuple[Mapping[str, TensorStatistics], ...] = ()
     boundaries: tuple[float, ...] = ()
+    kept: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def narrowed(self, kept: Mapping[str, NDArray[np.int64]]) -> Inputs:
+        """The same of layers, by their names, that take only some of the channels that were measured."""
+        return replace(self, kept=kept)
 
     def mean_squares(self, layer: Layer) -> NDArray[np.float32]:
         """Of each column's input, (columns,): of a convolution the same at every place of the kernel."""
         channels = np.square(self.statistics[layer.input_name].rms)
+        channels = channels[self.kept.get(layer.name, slice(None))]
         return np.tile(channels, layer.columns // len(channels))
 
     def has_covariance(self, layer: Layer) -> bool:
@@ -43,7 +50,19 @@ class Inputs:
         if not self.has_covariance(layer):
             return None
         found: NDArray[np.float32] = np.load(covariance_file(self.covariances, layer.name), allow_pickle=False)
-        return found
+        if layer.name not in self.kept:
+            return found
+        places = layer.columns // len(self.kept[layer.name])
+        measured = np.arange(len(found)).reshape(places, -1)[:, self.kept[layer.name]].reshape(-1)
+        return found[np.ix_(measured, measured)]
+
+    def channel_covariance(self, layer: Layer) -> NDArray[np.float32] | None:
+        """The mean of x x^T over the channels x that were measured to flow into a layer, (channels, channels).
+
+        None for a layer with too many.
+        """
+        file = channel_covariance_file(self.covariances, layer.name)
+        return np.load(file, allow_pickle=False) if file.exists() else None
 
 
 def covariance_file(folder: Path, layer: str) -> Path:
@@ -51,23 +70,50 @@ def covariance_file(folder: Path, layer: str) -> Path:
     return folder / f"{layer}.npy"
 
 
+def channel_covariance_file(folder: Path, layer: str) -> Path:
+    """Where the covariance of the channels is that flow into a layer."""
+    return folder / f"{layer}.channels.npy"
+
+
+@dataclass
 class Covariance:
-    """The mean of x x^T over a layer's inputs x, (columns, columns), gathered from a choice of them."""
+    """The mean of x x^T over a layer's inputs x, gathered from a choice of them.
 
-    def __init__(self, layer: Layer, rows: int) -> None:
-        """`rows` is how many inputs are chosen of each array that is added, at most."""
-        self.layer, self.rows, self._count = layer, max(1, rows), 0
-        self._sum = np.zeros((layer.columns, layer.columns), np.float32)
+    x has the columns of the layer's matrix, or `of_channels` the channels of its input.
+    """
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Take in what flows into the layer: pictures (n, channels, height, width), or (..., channels)."""
-        rows = input_rows(self.layer, values, self.rows)
-        self._sum += rows.T @ rows
+    layer: Layer
+    of_channels: bool = False
+    _sum: NDArray[np.float32] | None = None
+    _count: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        side = self.layer.matrix_shape[-1] if self.of_channels else self.layer.columns
+        return 4 * side**2
+
+    def add(self, values: NDArray[np.float32], most: int) -> None:
+        """Take in `most` (at least one) of what flows into it: pictures (n, channels, h, w), or (..., channels)."""
+        rows = (channel_rows if self.of_channels else input_rows)(self.layer, values, max(1, most))
+        squares = rows.T @ rows
+        self._sum = squares if self._sum is None else np.add(self._sum, squares, out=self._sum)
         self._count += len(rows)
 
     def mean(self) -> NDArray[np.float32]:
-        """The covariance about zero."""
+        """The covariance about zero, (columns, columns) or (channels, channels)."""
+        if self._sum is None:
+            raise ValueError(f"no inputs of '{self.layer.name}' were seen")
         return self._sum / np.float32(self._count)
+
+
+def channel_rows(layer: Layer, values: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """The channels that flow into a layer, (rows, channels), at an even choice of places: see `input_rows`."""
+    if layer.op_type != "Conv":
+        return input_rows(layer, values, most)
+    places = values.reshape(*values.shape[:2], -1)
+    chosen = places[..., even_choice(places.shape[-1], max(1, most // len(values)))]
+    return chosen.transpose(0, 2, 1).reshape(-1, values.shape[1])
 
 
 def input_rows(layer: Layer, values: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -15,6 +15,11 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Operator = Literal["Conv", "MatMul", "Gemm", "Gather"]
 OPERATORS: tuple[Operator, ...] = ("Conv", "MatMul", "Gemm", "Gather")
 ComponentName = Literal["text_encoder", "unet", "vae_encoder", "vae_decoder"]
+FLOWS_INTO = {  # the layers whose inputs go, with what makes them
+    "channels": ("*.resnets.*.conv2.weight",),
+    "neurons": ("*.ff.net.2.weight", "*.mlp.fc2.weight"),
+    "heads": ("*.to_out.0.weight", "*.self_attn.out_proj.weight"),
+}
 
 
 class Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,6 +133,29 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return named and component in self.components and operator in self.operators
 
 
+class Structured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Remove a fraction of the channels in ResNet blocks, the feed-forward neurons or the attention heads.
+
+    A block is named by the weight that they flow into; at least one stays, and of channels whole groups of the
+    normalization go. With `correct` that weight is changed so that what stays makes up for what goes.
+    """
+
+    kind: Literal["channels", "neurons", "heads"]
+    fraction: Fraction
+    components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+    blocks: tuple[str, ...] = ("*",)
+    correct: bool = True
+
+    def is_kind(self, layer: str) -> bool:
+        """Whether what flows into the layer is of its kind."""
+        return any(fnmatchcase(layer, pattern) for pattern in FLOWS_INTO[self.kind])
+
+    def takes(self, component: str, layer: str) -> bool:
+        """Whether it is for the block that flows into that layer."""
+        named = any(fnmatchcase(layer, pattern) for pattern in self.blocks)
+        return named and component in self.components and self.is_kind(layer)
+
+
 class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Round what flows into int8 layers to eight bits as well, so that they compute in integers.
 
@@ -210,6 +238,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     activations: Activations | None = None
     smooth: Smooth | None = None
     mixed: Mixed | None = None
+    structured: tuple[Structured, ...] = ()
     pointwise_as_products: bool = False  # 1x1 convolutions become MatMul, which can compute from four bits
     calibration: Calibration = Calibration()
 
@@ -227,6 +256,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         given = next((rule for rule in self.rules if rule.takes(component, operator, layer)), None)
         choices = self.mixed.choices if self.mixed else ()
         return [given] if given else [rule for rule in choices if rule.takes(component, operator, layer)]
+
+    def structured_entry(self, component: str, layer: str) -> Structured | None:
+        """The entry of `structured` that counts for the block that flows into a layer."""
+        return next((entry for entry in self.structured if entry.takes(component, layer)), None)
 
     def computes_in_integers(self, component: str, operator: str, layer: str) -> bool:
         """Whether both the weight of a layer and what flows into it are of eight bits."""
@@ -246,11 +279,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether statistics of what flows into a layer are needed."""
         rule = self.rule(component, operator, layer)
         needed = rule is not None and rule.needs_inputs
+        needed = needed or self.structured_entry(component, layer) is not None
         return needed or self.computes_in_integers(component, operator, layer)
 
     def needs_calibration(self, component: str) -> bool:
         """Whether a component has to be run on calibration data."""
         needed = any(rule.needs_inputs and component in rule.components for rule in self.rules)
+        needed = needed or self.narrows(component)
         return needed or self.rounds_activations(component)
 
     def with_choices(self, chosen: Iterable[Rule]) -> Recipe:
@@ -261,6 +296,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Into how many parts the schedule is divided for the ranges of a component's activations."""
         timed = component == "unet" and self.rounds_activations(component)
         return self.activations.timestep_groups if timed and self.activations else 1
+
+    def narrows(self, component: str) -> bool:
+        """Whether parts of a component's blocks go."""
+        return any(component in entry.components for entry in self.structured)
 
     def rounds_activations(self, component: str) -> bool:
         """Whether a component's activations have to be measured."""

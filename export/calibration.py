@@ -7,7 +7,7 @@ activations are measured as they come; none is kept but those that cross from a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compress.activations import TIMESTEP, activations
-from ..compress.inputs import MOST_COLUMNS, Covariance, Inputs, covariance_file
-from ..compress.layers import Layer, find_layers
+from ..compress.inputs import MOST_COLUMNS, Covariance, Inputs, channel_covariance_file, covariance_file
+from ..compress.layers import find_layers
 from ..compress.recipe import Recipe
 from ..compress.statistics import TensorStatistics
 from ..runtime.backends import Array, Engine
@@ -108,11 +108,12 @@ def measure_activations(
     samples = sorted(recorded.glob(f"{component}-*.npz"))
     if not samples:
         raise OutzoomError(f"nothing was recorded for {component}", hint="please report this")
-    layers = {layer.node: layer for layer in find_layers(model) if _has_covariance(layer, component, recipe)}
+    wanted = partial(_covariances, component=component, recipe=recipe, folder=folder / COVARIANCES)
+    held_bytes = {node: sum(one.size_bytes for one in found.values()) for node, found in wanted(model).items()}
 
     def measured_bytes(node: ir.Node) -> int:
-        covariance_bytes = 4 * layers[node].columns ** 2 if node in layers else 0
-        return covariance_bytes + sum(about_bytes(value, sides) for value in node.outputs if value.name in axes)
+        made_bytes = sum(about_bytes(value, sides) for value in node.outputs if value.name in axes)
+        return held_bytes.get(node, 0) + made_bytes
 
     boundaries, group_of = _timestep_groups(samples, recipe.timestep_groups(component))
     all_samples: Statistics = {}
@@ -122,11 +123,10 @@ def measure_activations(
     (folder / COVARIANCES).mkdir()
     with TemporaryDirectory(dir=folder) as scratch:
         for segment, needed in zip(segments, needed_later(segments), strict=True):
-            own = [layer for layer in find_layers(segment) if _has_covariance(layer, component, recipe)]
-            covariances = [Covariance(layer, ROWS // len(samples)) for layer in own]
-            samples = _measure_segment(segment, samples, axes, books, covariances, needed, Path(scratch))
-            for covariance in covariances:
-                np.save(covariance_file(folder / COVARIANCES, covariance.layer.name), covariance.mean())
+            covariances = {file: one for found in wanted(segment).values() for file, one in found.items()}
+            samples = _measure_segment(segment, samples, axes, books, covariances.values(), needed, Path(scratch))
+            for file, covariance in covariances.items():
+                np.save(file, covariance.mean())
     _save_statistics(folder / STATISTICS, all_samples)
     for number, book in enumerate(of_group):
         _save_statistics(folder / f"{number}-{STATISTICS}", book)
@@ -164,9 +164,22 @@ def _read_statistics(file: Path) -> Statistics:
     return {name: TensorStatistics.of_arrays(arrays) for name, arrays in found.items()}
 
 
-def _has_covariance(layer: Layer, component: str, recipe: Recipe) -> bool:
-    rule = recipe.rule(component, layer.op_type, layer.name)
-    return rule is not None and rule.needs_covariance and layer.columns <= MOST_COLUMNS and layer.op_type != "Gather"
+def _covariances(
+    model: ir.Model, component: str, recipe: Recipe, folder: Path
+) -> dict[ir.Node, dict[Path, Covariance]]:
+    """The covariances to measure of the inputs of a model's layers, by the layers' nodes and the files they go to."""
+    found: dict[ir.Node, dict[Path, Covariance]] = {}
+    for layer in find_layers(model):
+        rule = recipe.rule(component, layer.op_type, layer.name)
+        needed = rule is not None and rule.needs_covariance and layer.op_type != "Gather"
+        files = {}
+        if needed and layer.columns <= MOST_COLUMNS:
+            files[covariance_file(folder, layer.name)] = Covariance(layer)
+        if recipe.structured_entry(component, layer.name) and layer.matrix_shape[-1] <= MOST_COLUMNS:
+            files[channel_covariance_file(folder, layer.name)] = Covariance(layer, of_channels=True)
+        if files:
+            found[layer.node] = files
+    return found
 
 
 def read_inputs(folder: Path) -> Inputs:
@@ -179,7 +192,7 @@ def read_inputs(folder: Path) -> Inputs:
 
 def _measure_segment(
     segment: ir.Model, samples: list[Path], axes: Mapping[str, int], books: Mapping[str, list[Statistics]],
-    covariances: list[Covariance], needed: set[str], scratch: Path,
+    covariances: Iterable[Covariance], needed: set[str], scratch: Path,
 ) -> list[Path]:  # fmt: skip
     """Run a segment on every sample, and measure what it makes; the next one's samples, which are in `scratch`.
 
@@ -199,7 +212,7 @@ def _measure_segment(
                 book[name].add(array, axes[name])
         values |= made
         for covariance in covariances:
-            covariance.add(values[covariance.layer.input_name])
+            covariance.add(values[covariance.layer.input_name], ROWS // len(samples))
         if needed:
             kept: dict[str, Any] = {name: value for name, value in values.items() if name in needed}
             np.savez(scratch / sample.name, **kept)

@@ -232,23 +232,18 @@ class BundlePlan:
         if self.recipe.mixed is None:
             return ()
         name, identity = self.recipe.name, {**self._of_graph, "weights": self.plan.source_sha256}
-        components = [
-            (
-                self._traced(component),
-                {"checkpoint": self.plan.checkpoint, "component": component, "recipe": self.recipe},
-            )
-            for component in COMPONENTS
-        ]
+        ours = {"checkpoint": self.plan.checkpoint, "recipe": self.recipe}
+        components = [(self._traced(component), {**ours, "component": component}) for component in COMPONENTS]
         tried = [
-            Stage(f"{ours['component']}: try choices, {name}", sensitivity.try_choices, identity, ours, (traced,))
-            for traced, ours in components
+            Stage(f"{own['component']}: try choices, {name}", sensitivity.try_choices, identity, own, (traced,))
+            for traced, own in components
         ]
         measured = [
             Stage(
-                f"{ours['component']}: measure the layers' sensitivity, {name}", sensitivity.measure_sensitivity,
-                {}, {**ours, "target": self.target}, (traced, self._zooms, *tried),
+                f"{own['component']}: measure the layers' sensitivity, {name}", sensitivity.measure_sensitivity,
+                {}, {**own, "target": self.target}, (traced, self._zooms, *tried),
             )
-            for traced, ours in components
+            for traced, own in components
         ]  # fmt: skip
         budget: dict[str, Any] = {"bits": self.recipe.mixed.bits}
         if self.recipe.mixed.budget_mb is not None:
@@ -264,7 +259,8 @@ class BundlePlan:
     def _of_graph(self) -> dict[str, Any]:
         """What of the recipe a measurement on the graph depends on."""
         mixed = self.recipe.mixed and msgspec.structs.replace(self.recipe.mixed, bits=1, budget_mb=None)
-        recipe = msgspec.structs.replace(self.recipe, mixed=mixed)  # the same for every budget
+        narrowed = tuple(msgspec.structs.replace(entry, fraction=0, correct=True) for entry in self.recipe.structured)
+        recipe = msgspec.structs.replace(self.recipe, mixed=mixed, structured=narrowed)  # the same for every budget
         found: dict[str, Any] = msgspec.to_builtins({key: getattr(recipe, key) for key in GRAPH_KEYS})
         return found
 

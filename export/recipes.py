@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..compress.recipe import Calibration, Recipe, Rule, Smooth
+from ..compress.recipe import Calibration, Recipe
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError, unknown_name
 from .checkpoint import PART_OF, Checkpoint
@@ -108,19 +108,29 @@ def calibration_pictures(recipe: Recipe) -> list[Path]:
 def check_patterns(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises UserError for a pattern of the recipe that no layer's name matches."""
     names = {component: _layer_names(checkpoint, component) for component in COMPONENTS}
-    tables: list[tuple[str, Rule | Smooth]] = [
-        (f"rule {number}", rule) for number, rule in enumerate(recipe.rules, start=1)
-    ]
-    tables += [("smooth", recipe.smooth)] if recipe.smooth else []
-    for place, table in tables:
-        within = [name for component in table.components for name in names[component]]
-        for pattern in table.layers:
-            if not any(fnmatchcase(name, pattern) for name in within):
-                raise UserError(
-                    f"{place} of the recipe '{recipe.name}': no layer of {', '.join(table.components)} is called "
-                    f"'{pattern}'",
-                    hint=f"layers are called like '{within[len(within) // 2]}'",
-                )
+    for number, rule in enumerate(recipe.rules, start=1):
+        within = [name for component in rule.components for name in names[component]]
+        _check_matches(f"rule {number} of the recipe '{recipe.name}'", "layer", rule.components, rule.layers, within)
+    if (smooth := recipe.smooth) is not None:
+        within = [name for component in smooth.components for name in names[component]]
+        _check_matches(f"smooth of the recipe '{recipe.name}'", "layer", smooth.components, smooth.layers, within)
+    for number, entry in enumerate(recipe.structured, start=1):
+        within = [name for component in entry.components for name in names[component] if entry.is_kind(name)]
+        where = f"structured {number} of the recipe '{recipe.name}'"
+        if not within:
+            raise UserError(f"{where}: {', '.join(entry.components)} has no {entry.kind} that can go", hint=HINT)
+        _check_matches(where, f"block with {entry.kind}", entry.components, entry.blocks, within)
+
+
+def _check_matches(
+    where: str, kind: str, components: tuple[str, ...], patterns: tuple[str, ...], names: list[str]
+) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"{where}: no {kind} of {', '.join(components)} is called '{pattern}'",
+                hint=f"{kind.split()[0]}s are called like '{names[len(names) // 2]}'",
+            )
 
 
 def _layer_names(checkpoint: Checkpoint, component: str) -> list[str]:

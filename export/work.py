@@ -83,10 +83,11 @@ def write_onnx(
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    `found` are folders of what the recipe needs to know: statistics of activations, by which those are rounded
-    (`round_outputs`: what convolutions make, too); those from before they were smoothed, if they are; and what a mixed
-    recipe chose. A hoisted UNet comes in three, each after those whose outputs it takes.
+    `found` are folders of what the recipe needs to know: statistics of activations, by which blocks are narrowed and
+    activations rounded (`round_outputs`: what convolutions make, too); those from before they were smoothed, if they
+    are; and what a mixed recipe chose. A hoisted UNet comes in three, each after those whose outputs it takes.
     """
+    from ..compress.narrow import narrow
     from ..compress.smooth import smooth_activations
     from .calibration import STATISTICS, read_inputs
     from .hoist import hoist
@@ -101,6 +102,9 @@ def write_onnx(
     left: list[Left] = []
     if len(measured) > 1:
         model, left = smooth_activations(model, component, recipe, measured[1])
+    if inputs is not None and recipe.narrows(component):
+        model, inputs, narrowed = narrow(model, component, recipe, inputs)
+        left += narrowed
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
         model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
     models = {component: model}

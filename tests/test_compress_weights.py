@@ -275,7 +275,7 @@ def inputs_of(model, folder):
         made.graph.outputs.extend(value for value in node.outputs if value.name in wanted)
     names = [value.name for value in made.graph.outputs]
     statistics = {}
-    covariances = [Covariance(layer, rows=512) for layer in layers.values()]
+    covariances = [Covariance(layer) for layer in layers.values()]
     engine = session(made)
     mixing = np.random.default_rng(9).standard_normal((CHANNELS, CHANNELS)) ** 3
     for seed in range(20):
@@ -286,7 +286,7 @@ def inputs_of(model, folder):
             array, axis = values[layer.input_name], 1 if layer.op_type == "Conv" else -1
             statistics.setdefault(layer.input_name, TensorStatistics.empty(array.shape[axis])).add(array, axis)
         for covariance in covariances:
-            covariance.add(values[covariance.layer.input_name])
+            covariance.add(values[covariance.layer.input_name], 512)
     for covariance in covariances:
         np.save(covariance_file(folder, covariance.layer.name), covariance.mean())
     return Inputs(statistics, folder)
@@ -399,10 +399,10 @@ def test_input_rows_times_the_matrix_are_what_the_layer_makes():
 
 def test_a_covariance_by_hand_and_of_an_even_choice_of_rows():
     _, linear, _, _ = find_layers(small_model())
-    covariance = Covariance(linear, rows=2)
+    covariance = Covariance(linear)
     values = np.zeros((3, linear.columns), np.float32)
     values[:, :2] = [[1, 2], [50, 50], [3, 0]]  # the row in the middle is not chosen
-    covariance.add(values)
+    covariance.add(values, 2)
     assert covariance.mean()[:2, :2].tolist() == [[5, 1], [1, 2]]
     assert not covariance.mean()[2:].any()
 
