@@ -205,7 +205,7 @@ class BundlePlan:
         """The stage that measures a component's activations, if the recipe asks for them, after the zooms for it."""
         if not self.recipe.needs_calibration(component):
             return ()
-        zooms = self._zooms
+        zooms = self.zooms
         return (
             Stage(
                 f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
@@ -215,7 +215,7 @@ class BundlePlan:
         )  # fmt: skip
 
     @cached_property
-    def _zooms(self) -> Stage:
+    def zooms(self) -> Stage:
         """The stage that zooms for calibration, on exact engines."""
         exact = BundlePlan(replace(self.plan, hoist=False, interop=False), *EXACT)
         settings = msgspec.structs.replace(
