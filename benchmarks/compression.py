@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from ..runtime.backends import Array
-from ..runtime.errors import OutzoomError
+from ..runtime.errors import OutzoomError, printable
 from ..runtime.files import atomic_file
 from .compressors import HELD_OUT_PROMPT, HELD_OUT_SEED, TORCH, Compressor, Ours, Rival, Task, rivals
 from .engines import EngineFile, outputs, time_in_turn
@@ -33,7 +33,7 @@ from .machine import describe_machine
 from .results import Latency
 
 TARGETS = ("openvino-cpu", "onnxruntime")
-RECIPES = ("fp16", "int8", "int4")
+RECIPES = ("fp16", "int8", "int4", str(Path(__file__).parent / "recipes" / "linear-int4.toml"))
 REFERENCE = "fp32"
 FAILURES = (OutzoomError, OSError, MemoryError, RuntimeError, ValueError, KeyError)  # whatever a package raises
 
@@ -61,16 +61,23 @@ class ResultFile:
         self.say(json.dumps(figures))
 
 
-def measure(task: Task, compressors: Sequence[Compressor], file: ResultFile, rounds: int, again: bool = False) -> None:
-    """Compress, compare and time what `file` does not have yet; with `again` all of it."""
+def measure(
+    task: Task, compressors: Sequence[Compressor], file: ResultFile, rounds: int,
+    only: Sequence[str] = ("*",), again: bool = False,
+) -> None:  # fmt: skip
+    """Compress and compare what `file` does not have yet, or, with `again`, once more; then time all that it has.
+
+    `only` are patterns of names; the references in float32 are always among them.
+    """
     task.prepare()
     exact = Ours("onnxruntime", REFERENCE)
     exact.compress(task)
     references = [run.output for run in outputs(_engine(exact, task, {}), task.held_out)]
     for compressor in compressors:
-        known = file.read().get("results", {}).get(compressor.name)
-        if known is None or again or not _is_there(compressor, task, known):
-            file.save("results", {compressor.name: _measured(compressor, task, references)})
+        if any(fnmatchcase(compressor.name, pattern) for pattern in (f"*-{REFERENCE}", *only)):
+            known = file.read().get("results", {}).get(compressor.name)
+            if known is None or again or not _is_there(compressor, task, known):
+                file.save("results", {compressor.name: _measured(compressor, task, references)})
     for target in dict.fromkeys(compressor.target for compressor in compressors if compressor.target != TORCH):
         _time(task, target, compressors, file, rounds, again)
 
@@ -82,7 +89,7 @@ def _is_there(compressor: Compressor, task: Task, figures: dict[str, Any]) -> bo
 
 def _measured(compressor: Compressor, task: Task, references: Sequence[Array]) -> dict[str, Any]:
     """What compressing took and how near the result is; or the error that stopped it."""
-    figures: dict[str, Any] = {"target": compressor.target}
+    figures: dict[str, Any] = {"target": compressor.target, "load_before": _load()}
     try:
         figures |= compressor.compress(task)
         if isinstance(compressor, Rival) and compressor.target == TORCH:
@@ -126,18 +133,15 @@ def _time(
     task: Task, target: str, compressors: Iterable[Compressor], file: ResultFile, rounds: int, again: bool
 ) -> None:
     """Time the engines of a target in turn, unless just these are timed already."""
-    import psutil
-
     result = file.read()
-    figures = {one.name: result["results"][one.name] for one in compressors if one.target == target}
     engines = {
-        one.name: _engine(one, task, figures[one.name])
-        for one in compressors if one.target == target and "error" not in figures[one.name]
+        one.name: _engine(one, task, result["results"][one.name])
+        for one in compressors if one.target == target and "error" not in result["results"].get(one.name, {"error": ""})
     }  # fmt: skip
     known = result.get("timing", {}).get(target)
-    if not engines or (known is not None and set(known["engines"]) == set(engines) and not again):
+    if known is not None and set(known["engines"]) == set(engines) and not again:
         return
-    load = round(psutil.getloadavg()[0], 2)
+    load = _load()
     try:
         samples_ms = time_in_turn(engines, task.held_out[0], rounds)
     except FAILURES as error:
@@ -157,14 +161,19 @@ def _ratio(samples_ms: Sequence[float], reference_ms: Sequence[float]) -> dict[s
     return dict(zip(("median", "p10", "p90"), values, strict=True))
 
 
+def _load() -> float:
+    """The load average of the last minute: what else runs makes times too long."""
+    import psutil
+
+    return round(float(psutil.getloadavg()[0]), 2)
+
+
 def _text(error: Exception) -> str:
     return str(error) if isinstance(error, OutzoomError) else f"{type(error).__name__}: {error}"
 
 
-def main() -> None:
+def main() -> int:
     """Measure all that is asked for."""
-    import psutil
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--work", type=Path, required=True, help="for models and feeds; several times the UNet's size")
@@ -178,28 +187,33 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what the result file has, too")
     args = parser.parse_args()
 
+    try:
+        _run(args)
+    except OutzoomError as error:
+        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
     machine = describe_machine()
     task = Task(args.checkpoint, args.work.absolute(), args.keyframes, args.steps)
     ours = [Ours(target, recipe) for target in TARGETS for recipe in (REFERENCE, *args.recipes)]
-    all_of_them: list[Compressor] = [*ours, *(rivals(args.rivals) if args.rivals else ())]
-    chosen = [
-        one for one in all_of_them
-        if one.name.endswith(f"-{REFERENCE}") or any(fnmatchcase(one.name, pattern) for pattern in args.only)
-    ]  # fmt: skip
+    compressors: list[Compressor] = [*ours, *(rivals(args.rivals) if args.rivals else ())]
     file = ResultFile(args.out)
     file.save(
         None,
         {
             "command": shlex.join(["python", "-m", "outzoom.benchmarks.compression", *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d"), "checkpoint": task.opened.name, "size": task.opened.native_side,
-            "machine": machine.cpu_model, "cores": psutil.cpu_count(), "load_before": machine.load_average_1min,
-            "packages": machine.packages, "calibration": {"keyframes": args.keyframes, "steps": args.steps},
+            "machine": machine.cpu_model, "cores": machine.usable_cores, "packages": machine.packages,
+            "calibration": {"keyframes": args.keyframes, "steps": args.steps},
             "held_out": {"prompt": HELD_OUT_PROMPT, "seed": HELD_OUT_SEED},
         },
     )  # fmt: skip
-    measure(task, chosen, file, args.rounds, args.again)
+    measure(task, compressors, file, args.rounds, args.only, args.again)
     file.save(None, {"runs": len(task.feeds), "held_out_runs": len(task.held_out)})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
