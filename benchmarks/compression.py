@@ -132,27 +132,44 @@ def distances(made: Sequence[Array], references: Sequence[Array]) -> dict[str, A
 def _time(
     task: Task, target: str, compressors: Iterable[Compressor], file: ResultFile, rounds: int, again: bool
 ) -> None:
-    """Time the engines of a target in turn, unless just these are timed already."""
+    """Time the engines of a target in turn, as many at a time as memory holds, unless just these are timed already."""
+    import psutil
+
     result = file.read()
     engines = {
         one.name: _engine(one, task, result["results"][one.name])
         for one in compressors if one.target == target and "error" not in result["results"].get(one.name, {"error": ""})
     }  # fmt: skip
     known = result.get("timing", {}).get(target)
-    if known is not None and set(known["engines"]) == set(engines) and not again:
+    reference = Ours(target, REFERENCE).name
+    if reference not in engines or (known is not None and set(known["engines"]) == set(engines) and not again):
         return
     load = _load()
+    peaks = {name: result["results"][name]["running_peak_rss_bytes"] for name in engines}
+    groups = in_memory(peaks, reference, psutil.virtual_memory().available)
+    timed: dict[str, Any] = {}
     try:
-        samples_ms = time_in_turn(engines, task.held_out[0], rounds)
+        for group in groups:
+            samples_ms = time_in_turn({name: engines[name] for name in group}, task.held_out[0], rounds)
+            exact_ms = samples_ms[reference]
+            for name, ms in samples_ms.items():
+                timed.setdefault(name, {**msgspec.to_builtins(Latency.of(ms)), "ratio_to_fp32": _ratio(ms, exact_ms)})
     except FAILURES as error:
-        file.save("timing", {target: {"engines": dict.fromkeys(engines), "error": _text(error)}})
+        file.save("timing", {target: {"load_before": load, "engines": {}, "error": _text(error)}})
         return
-    exact_ms = samples_ms[Ours(target, REFERENCE).name]
-    timed = {
-        name: {**msgspec.to_builtins(Latency.of(ms)), "ratio_to_fp32": _ratio(ms, exact_ms)}
-        for name, ms in samples_ms.items()
-    }
-    file.save("timing", {target: {"rounds": rounds, "load_before": load, "engines": timed}})
+    file.save("timing", {target: {"rounds": rounds, "load_before": load, "groups": groups, "engines": timed}})
+
+
+def in_memory(peaks_bytes: dict[str, int], reference: str, available_bytes: int) -> list[list[str]]:
+    """Groups of engines that fit into memory at a time, each with the reference; at least one other is in each."""
+    groups: list[list[str]] = []
+    for name in peaks_bytes:
+        if name == reference:
+            continue
+        if not groups or sum(peaks_bytes[one] for one in (*groups[-1], name)) > available_bytes:
+            groups.append([reference])
+        groups[-1].append(name)
+    return groups or [[reference]]
 
 
 def _ratio(samples_ms: Sequence[float], reference_ms: Sequence[float]) -> dict[str, float]:

@@ -67,6 +67,7 @@ class EngineProcess:
         """End the process."""
         self._process.terminate()
         self._process.join()
+        self._pipe.close()
 
     def _answer(self) -> Run | None:
         try:

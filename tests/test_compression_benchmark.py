@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from outzoom.benchmarks.compression import ResultFile, distances, measure
+from outzoom.benchmarks.compression import ResultFile, distances, in_memory, measure
 from outzoom.benchmarks.compressors import TORCH, Ours, Rival, Task, rivals
 from outzoom.benchmarks.engines import EngineFile, EngineProcess, loaded, outputs, time_in_turn
 from outzoom.benchmarks.process import run_measured
@@ -108,6 +108,13 @@ def test_an_output_with_not_a_number_in_it_is_no_result():
 def test_outputs_that_are_too_few_are_no_result():
     with pytest.raises(ValueError, match="zip"):
         distances([], [np.zeros(2)])
+
+
+def test_engines_are_timed_in_groups_that_fit_into_memory_with_the_reference_in_each():
+    peaks_bytes = {"fp32": 4, "a": 2, "b": 3, "c": 1, "large": 9, "d": 1}
+    groups = in_memory(peaks_bytes, "fp32", 9)
+    assert groups == [["fp32", "a", "b"], ["fp32", "c"], ["fp32", "large"], ["fp32", "d"]]
+    assert in_memory({"fp32": 4}, "fp32", 9) == [["fp32"]]
 
 
 def test_a_command_that_says_much_is_not_stopped_by_a_full_pipe_and_its_last_words_are_kept():
