@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -29,46 +28,12 @@ from ..runtime import Painting, open_bundle, open_manifest
 from ..runtime.inpainting import Inpainting
 from .machine import describe_machine
 from .measure import random_feeds
+from .process import run_measured
 
 RESULT = Path(__file__).parent / "results" / "full-size.json"
 RECIPE = "fp16"
 TARGETS = ("openvino-cpu", "onnxruntime")
 STEPS, KEYFRAMES, GUIDANCE = 4, 2, 7.5
-POLL_SECONDS = 0.05
-
-
-def run_measured(command: list[str]) -> dict[str, Any]:
-    """Run a command: its wall time, and the most memory that it or one of its children had at a time."""
-    started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        watched, peaks = psutil.Process(process.pid), dict[int, int]()
-        while process.poll() is None:
-            for each in _family(watched):
-                peaks[each.pid] = max(peaks.get(each.pid, 0), _rss_bytes(each))
-            time.sleep(POLL_SECONDS)
-        seconds = time.monotonic() - started
-        said = process.stderr.read() if process.stderr else ""
-    if process.returncode:
-        raise SystemExit(f"{shlex.join(command)} failed:\n{said[-3000:]}")
-    return {
-        "command": shlex.join([Path(command[0]).name, *command[1:]]),
-        "wall_seconds": round(seconds, 1),
-        "peak_rss_bytes_of_any_process": max(peaks.values()),
-    }
-
-
-def _family(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _rss_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def onnx_export(checkpoint: Path, work: Path, jobs: int) -> dict[str, Any]:

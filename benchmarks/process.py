@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import msgspec
 
@@ -17,6 +20,8 @@ from .results import BundleResult, Latency, RuntimeImport
 from .settings import BenchSettings, from_json, to_json
 
 IMPORT_RUNS = 7
+POLL_SECONDS = 0.05
+SAID_CHARACTERS = 3000  # of what a failed command said
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -102,6 +107,49 @@ def measure_runtime_import(runs: int = IMPORT_RUNS) -> RuntimeImport:
         times_ms.append(float(time_ms))
         growths_bytes.append(int(growth_bytes))
     return RuntimeImport(Latency.of(times_ms[1:]), sorted(growths_bytes[1:])[runs // 2])
+
+
+def run_measured(
+    command: list[str], output: IO[bytes] | None = None, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a command: its wall time, and the most memory that it or one of its children had at a time.
+
+    What it prints goes into `output`. Raises OutzoomError with the end of what it said when it fails; when
+    interrupted, the command ends before this returns.
+    """
+    started = time.monotonic()
+    with TemporaryFile() as log:
+        printed = subprocess.DEVNULL if output is None else output
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, env=env) as process:
+            try:
+                peaks = _watch(process)
+            except BaseException:
+                process.kill()
+                raise
+        seconds = time.monotonic() - started
+        log.seek(0)
+        said = log.read().decode(errors="replace")[-SAID_CHARACTERS:]
+    if process.returncode:
+        raise OutzoomError(f"{shlex.join(command)} failed with exit code {process.returncode}:\n{said}")
+    return {
+        "command": shlex.join([Path(command[0]).name, *command[1:]]),
+        "wall_seconds": round(seconds, 1),
+        "peak_rss_bytes_of_any_process": max(peaks.values()),
+    }
+
+
+def _watch(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """The most memory of a process and of each of its children, by their numbers, when it has ended."""
+    import psutil
+
+    peaks = {process.pid: 0}
+    while process.poll() is None:
+        with suppress(psutil.Error):  # one of them has just ended
+            watched = psutil.Process(process.pid)
+            for each in (watched, *watched.children(recursive=True)):
+                peaks[each.pid] = max(peaks.get(each.pid, 0), each.memory_info().rss)
+        time.sleep(POLL_SECONDS)
+    return peaks
 
 
 def child_env() -> dict[str, str]:

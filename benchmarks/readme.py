@@ -1,4 +1,4 @@
-"""The numbers in README.md, made from committed results: `python -m outzoom.benchmarks.readme` writes them in."""
+"""The numbers on the pages, made from committed results: `python -m outzoom.benchmarks.readme` writes them in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ERROR_CHARACTERS = 160
 ONE_STEP = "right caption, unguided, 1 step"  # as models/evaluate_demo.py calls it
 
 
@@ -169,27 +172,80 @@ def _with_error(value: dict[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f} ± {value['standard_error']:.{digits}f}"
 
 
-SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "demo-bench": ("demo-bench.json", demo_bench),
-    "demo-recipes": ("demo-recipes.json", demo_recipes),
-    "demo-quality": ("demo-quality.json", demo_quality),
-    "full-size": ("full-size.json", full_size),
+def compression(result: dict[str, Any]) -> str:
+    """Our recipes beside other compressors; from outzoom.benchmarks.compression."""
+    loads = [one["load_before"] for one in (*result["results"].values(), *result["timing"].values())]
+    lines = [
+        f"`{result['checkpoint']}` at {result['size']}x{result['size']}; {result['machine']}, {result['cores']} cores, "
+        f"load average {min(loads):.1f} to {max(loads):.1f} before each; {result['runs']} runs of the UNet "
+        f"to calibrate on, {result['held_out_runs']} others to compare on; steps: median (p10-p90):",
+        "",
+        "| | UNet, MB | compressing, s | its peak memory, GiB | relative L2 error, mean (worst) | PSNR, dB "
+        "| a step, ms | to fp32's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    steps = {name: step for timed in result["timing"].values() for name, step in timed["engines"].items()}
+    for name, one in result["results"].items():
+        cells = [name, *(_compressed(one, steps.get(name)) if "error" not in one else _failed(one["error"]))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _compressed(one: dict[str, Any], step: dict[str, Any] | None) -> list[str]:
+    error, psnr = one["relative_l2"], one["psnr_db"]
+    cells = [
+        f"{one['size_bytes'] / 1e6:.1f}",
+        f"{one['wall_seconds']:.0f}",
+        f"{one['peak_rss_bytes'] / 2**30:.2f}",
+        f"{error['mean']:.3f} ({error['max']:.3f})",
+        f"{psnr['mean']:.1f}" if psnr else "equal",
+    ]
+    if step is None:
+        own_ms = [seconds * 1e3 for seconds in one.get("step_seconds", [])[1:]]  # the first run warms up
+        return [*cells, f"{np.median(own_ms):.0f}, on PyTorch" if own_ms else "", ""]
+    ratio = step["ratio_to_fp32"]
+    return [
+        *cells,
+        f"{step['median_ms']:.0f} ({step['p10_ms']:.0f}-{step['p90_ms']:.0f})",
+        f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})",
+    ]
+
+
+def _failed(error: str) -> list[str]:
+    """The last line of an error, in a row of cells that are empty otherwise."""
+    said = [line.strip() for line in error.splitlines() if line.strip()]
+    return ["fails: " + (said[-1] if said else "no message")[:ERROR_CHARACTERS].replace("|", "\\|"), *[""] * 6]
+
+
+Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
+PAGES: dict[str, Sections] = {
+    "README.md": {
+        "demo-bench": ("demo-bench.json", demo_bench),
+        "demo-recipes": ("demo-recipes.json", demo_recipes),
+        "demo-quality": ("demo-quality.json", demo_quality),
+        "full-size": ("full-size.json", full_size),
+    },
+    "docs/compression.md": {
+        "demo-compression": ("demo-compression.json", compression),
+        "full-size-compression": ("full-size-compression.json", compression),
+    },
 }
 
 
-def updated(readme: str) -> str:
-    """`readme` with every section between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
-    for name, (file, make) in SECTIONS.items():
-        text = make(json.loads((RESULTS / file).read_text("utf-8")))
+def updated(page: str, text: str) -> str:
+    """The text of a page, every section between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
+    for name, (file, make) in PAGES[page].items():
+        result = RESULTS / file
+        made = make(json.loads(result.read_text("utf-8"))) if result.exists() else "Not measured yet."
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        section = f"{begin}\n{text}\n{end}"
-        parts = re.split(f"{begin}.*?{end}", readme, flags=re.DOTALL)
+        parts = re.split(f"{begin}.*?{end}", text, flags=re.DOTALL)
         if len(parts) != 2:
-            raise ValueError(f"README.md has {len(parts) - 1} sections {begin} ... {end}, expected one")
-        readme = section.join(parts)
-    return readme
+            raise ValueError(f"{page} has {len(parts) - 1} sections {begin} ... {end}, expected one")
+        text = f"{begin}\n{made}\n{end}".join(parts)
+    return text
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(updated(file.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        file = ROOT / page
+        file.write_text(updated(page, file.read_text("utf-8")), "utf-8")

@@ -241,7 +241,7 @@ class BundlePlan:
         measured = [
             Stage(
                 f"{own['component']}: measure the layers' sensitivity, {name}", sensitivity.measure_sensitivity,
-                {}, {**own, "target": self.target}, (traced, self._zooms, *tried),
+                {}, {**own, "target": self.target}, (traced, self.zooms, *tried),
             )
             for traced, own in components
         ]  # fmt: skip
@@ -275,18 +275,18 @@ class BundlePlan:
         ours |= {"sides": self._sides(1)[0]}
         first = Stage(
             f"{component}: measure activations, {self.recipe.name}", calibration.measure_activations,
-            self._of_graph, ours, (traced, self._zooms),
+            self._of_graph, ours, (traced, self.zooms),
         )  # fmt: skip
         if not self.recipe.has_smoothed(component):
             return (first,)
         smoothed = Stage(
             f"{component}: measure smoothed activations, {self.recipe.name}", calibration.measure_activations,
-            {"smooth": msgspec.to_builtins(self.recipe.smooth)}, ours, (traced, self._zooms, first),
+            {"smooth": msgspec.to_builtins(self.recipe.smooth)}, ours, (traced, self.zooms, first),
         )  # fmt: skip
         return smoothed, first
 
     @cached_property
-    def _zooms(self) -> Stage:
+    def zooms(self) -> Stage:
         """The stage that zooms for calibration, on exact engines."""
         exact = BundlePlan(replace(self.plan, hoist=False, interop=False), *EXACT)
         settings = msgspec.structs.replace(

@@ -1,10 +1,21 @@
-from outzoom.benchmarks.readme import ROOT, updated
+import pytest
+
+from outzoom.benchmarks.readme import PAGES, ROOT, compression, updated
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_committed_results():
+@pytest.mark.parametrize("page", PAGES)
+def test_the_numbers_on_a_page_are_those_of_the_committed_results(page):
     """Run `python -m outzoom.benchmarks.readme` after a result changed."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert updated(text) == text
+    text = (ROOT / page).read_text("utf-8")
+    assert updated(page, text) == text
+
+
+def test_what_could_not_compress_has_a_row_with_the_last_line_of_its_error():
+    result = {
+        "checkpoint": "demo", "size": 128, "machine": "CPU", "cores": 2, "runs": 8, "held_out_runs": 2, "timing": {},
+        "results": {"other-int8": {"load_before": 0.1, "error": "Traceback\n  a.py\nno | memory\n"}},
+    }  # fmt: skip
+    assert compression(result).splitlines()[-1] == "| other-int8 | fails: no \\| memory |  |  |  |  |  |  |"
 
 
 def test_pictures_and_pages_that_the_readme_shows_exist():
