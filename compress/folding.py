@@ -85,9 +85,8 @@ def _product(tensor: ir.TensorProtocol, axis: int, start: int, factors: NDArray[
 def _shared(source: ir.Value, layers: tuple[Layer, ...]) -> SharedInput:
     try:
         _check_uses(source, layers)
-        channels = layers[0].columns
-        axis = len(source.shape or ()) - 1
-        makers = _makers(_Place(source, (axis,), 0, channels))
+        last = len(source.shape or ()) - 1
+        makers = _makers(_Place(source, (last,), 0, layers[0].columns))
     except _ObstacleError as obstacle:
         return SharedInput(source, layers, obstacle=str(obstacle))
     return SharedInput(source, layers, makers)
@@ -127,7 +126,7 @@ def _makers(place: _Place) -> tuple[Part, ...]:
     if node is None:
         raise _ObstacleError("its input comes from outside of the graph")
     if node.op_type in ("LayerNormalization", "GroupNormalization"):
-        return _parts(place, node, [(position, 0) for position in (1, 2)], 1 if node.op_type[0] == "G" else -1)
+        return _parts(place, node, [(1, -1), (2, -1)], 1 if node.op_type[0] == "G" else -1)
     if node.op_type == "Conv":
         return _parts(place, node, [(1, 0), (2, 0)], 1)
     if node.op_type == "Gemm":
