@@ -15,9 +15,11 @@ from .cast import initializer
 from .layers import ROUNDED, checkpoint_name
 from .ranges import LEVELS, Range
 
+INT8_MAX = 127
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
+Codes = Callable[[Range], tuple[np.float32, np.uint8 | np.int8]]  # scale and zero point of a range
 Quantized = Callable[[str, str], bool]  # whether a layer, by its operator and weight's name, computes in integers
 
 
@@ -36,17 +38,20 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
 
 
 def quantize_activations(
-    model: ir.Model, ranges: Mapping[str, Range], quantized: Quantized, products: bool, outputs: bool
-) -> ir.Model:
+    model: ir.Model, ranges: Mapping[str, Range], quantized: Quantized, products: bool, outputs: bool,
+    symmetric: bool = False,
+) -> ir.Model:  # fmt: skip
     """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
+
+    With `symmetric` zero is the code 0, and the ranges' ends are the same distance from it.
 
     Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
     """
-    model = model.clone()
+    model, codes = model.clone(), symmetric_codes if symmetric else asymmetric_codes
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
-        rounded[value] = _round(model, value, ranges[str(value.name)])
+        rounded[value] = _round(model, value, ranges[str(value.name)], codes)
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
     made = set(rounded.values())
@@ -54,23 +59,29 @@ def quantize_activations(
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
                 if source not in rounded:
-                    rounded[source] = _round(model, source, ranges[str(source.name)])
+                    rounded[source] = _round(model, source, ranges[str(source.name)], codes)
                 node.replace_input_with(position, rounded[source])
         if node.op_type == "MatMul":
             _keep_bias_apart(model, node)
     return model
 
 
-def asymmetric(ends: Range) -> tuple[np.float32, np.uint8]:
+def asymmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point by which 0..255 cover a range that holds 0: value = (code - zero point) * scale."""
     low, high = ends
     scale = np.float32(max(high - low, SMALLEST_RANGE) / LEVELS)
     return scale, np.uint8(np.clip(round(-low / float(scale)), 0, LEVELS))
 
 
-def _round(model: ir.Model, value: ir.Value, ends: Range) -> ir.Value:
+def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
+    """Scale and zero point, 0, by which -127..127 cover a range around 0: value = code * scale."""
+    low, high = ends
+    return np.float32(max(-low, high, SMALLEST_RANGE) / INT8_MAX), np.int8(0)
+
+
+def _round(model: ir.Model, value: ir.Value, ends: Range, codes: Codes) -> ir.Value:
     """What a tensor is after it was rounded; the two nodes stand right after the one that makes it."""
-    scale, zero_point = asymmetric(ends)
+    scale, zero_point = codes(ends)
     parameters = [
         initializer(model, ir.tensor(np.asarray(number), name=f"{value.name}.{kind}"))
         for kind, number in (("scale", scale), ("zero_point", zero_point))

@@ -40,6 +40,8 @@ CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
 
+MULTIPLY_INTEGERS = ("onnxruntime",)  # the targets whose graph rounds dynamically; OpenVINO does so by itself
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -185,10 +187,11 @@ class BundlePlan:
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
         round_outputs = self.recipe.rounds_activations(component) and self.target in ROUND_OUTPUTS
+        dynamic = self.recipe.multiplies_dynamically(component) and self.target in MULTIPLY_INTEGERS
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {**changes, "hoisted": hoisted, "round outputs": round_outputs, **weights},
-            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs},
+            {**changes, "hoisted": hoisted, "round outputs": round_outputs, "dynamic": dynamic, **weights},
+            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs, "dynamic": dynamic},
             (traced, *self._measured(component, traced)),
         )  # fmt: skip
         return Stage(

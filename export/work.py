@@ -79,12 +79,13 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 def write_onnx(
     folder: Path, traced: Path, measured: Path | None = None, *,
-    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool, dynamic: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too. A hoisted UNet
-    comes in three, each after those whose outputs it takes.
+    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too; `dynamic`: the
+    graph itself rounds to ranges that it takes in each run. A hoisted UNet comes in three, each after those whose
+    outputs it takes.
     """
     from .calibration import read_inputs
     from .hoist import hoist
@@ -98,7 +99,9 @@ def write_onnx(
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
-    described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
+    described = {
+        name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()
+    }
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
@@ -109,17 +112,19 @@ def _rounded(
     from ..compress.activations import quantize_activations
     from ..compress.ranges import choose_range
 
-    ranges = {name: choose_range(one, settings.range) for name, one in inputs.statistics.items()}
+    assert settings.range != "dynamic"  # such a recipe measures nothing for this
+    ranges = {name: choose_range(one, settings.range, settings.symmetric) for name, one in inputs.statistics.items()}
     quantized = partial(recipe.computes_in_integers, component)
-    return quantize_activations(model, ranges, quantized, settings.products, outputs)
+    return quantize_activations(model, ranges, quantized, settings.products, outputs, settings.symmetric)
 
 
 def _write_model(
-    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, folder: Path
+    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, dynamic: bool, folder: Path
 ) -> OnnxDescription:
     import onnx_ir as ir
 
     from ..compress.cast import cast_weights
+    from ..compress.dynamic import multiply_dynamically
     from ..compress.packing import PackedWriter
     from ..compress.weights import compress_weights
 
@@ -128,6 +133,9 @@ def _write_model(
     folder.mkdir()
     writer = PackedWriter(folder / PACKED_NAME, recipe.entropy_coding)
     model, left = compress_weights(model, component, recipe, writer, inputs)
+    if dynamic:
+        model, floats = multiply_dynamically(model)
+        left += floats
     if recipe.weights == "float16":
         model = cast_weights(model)
     ir.save(model, folder / MODEL, external_data=WEIGHTS)
