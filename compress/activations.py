@@ -16,9 +16,11 @@ from .layers import ROUNDED, checkpoint_name
 from .ranges import LEVELS, Range
 
 TIMESTEP = "timestep"  # the input of the UNet
+INT8_MAX = 127
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
+Codes = tuple[np.float32, np.uint8 | np.int8]  # scale and zero point of a range
 Quantized = Callable[[str, str], bool]  # whether a layer, by its operator and weight's name, computes in integers
 
 
@@ -38,20 +40,21 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
 
 def quantize_activations(
     model: ir.Model, ranges: Mapping[str, Sequence[Range]], quantized: Quantized, products: bool, outputs: bool,
-    boundaries: Sequence[float] = (),
+    symmetric: bool = False, boundaries: Sequence[float] = (),
 ) -> ir.Model:  # fmt: skip
     """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
 
-    A tensor has one range, or with `boundaries`, ascending, one for each part of the schedule that they divide: the
-    first for timesteps below the first of them. Weights are left as they are: it is for whoever compresses them to make
-    them eight bits as well.
+    With `symmetric` zero is the code 0, and the ranges' ends are the same distance from it. A tensor has one range, or
+    with `boundaries`, ascending, one for each part of the schedule that they divide: the first for timesteps below the
+    first of them. Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
     """
+    codes: Callable[[Range], Codes] = symmetric_codes if symmetric else asymmetric_codes
     model = model.clone()
     group = _group(model, boundaries) if boundaries else None
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
-        rounded[value] = _round(model, value, ranges[str(value.name)], group)
+        rounded[value] = _round(model, value, list(map(codes, ranges[str(value.name)])), group)
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
     made = set(rounded.values())
@@ -59,18 +62,24 @@ def quantize_activations(
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
                 if source not in rounded:
-                    rounded[source] = _round(model, source, ranges[str(source.name)], group)
+                    rounded[source] = _round(model, source, list(map(codes, ranges[str(source.name)])), group)
                 node.replace_input_with(position, rounded[source])
         if node.op_type == "MatMul":
             _keep_bias_apart(model, node)
     return model
 
 
-def asymmetric(ends: Range) -> tuple[np.float32, np.uint8]:
+def asymmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point by which 0..255 cover a range that holds 0: value = (code - zero point) * scale."""
     low, high = ends
     scale = np.float32(max(high - low, SMALLEST_RANGE) / LEVELS)
     return scale, np.uint8(np.clip(round(-low / float(scale)), 0, LEVELS))
+
+
+def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
+    """Scale and zero point, 0, by which -127..127 cover a range around 0: value = code * scale."""
+    low, high = ends
+    return np.float32(max(-low, high, SMALLEST_RANGE) / INT8_MAX), np.int8(0)
 
 
 def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:
@@ -87,10 +96,13 @@ def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:
     return group.outputs[0]
 
 
-def _round(model: ir.Model, value: ir.Value, ends: Sequence[Range], group: ir.Value | None) -> ir.Value:
-    """What a tensor is after it was rounded; the two nodes stand right after the one that makes it."""
+def _round(model: ir.Model, value: ir.Value, codes: Sequence[Codes], group: ir.Value | None) -> ir.Value:
+    """What a tensor is after it was rounded; the two nodes stand right after the one that makes it.
+
+    `codes` are a scale and a zero point, or one for each part of the schedule, of which `group` is the number.
+    """
     parameters = []
-    for kind, numbers in zip(("scale", "zero_point"), zip(*map(asymmetric, ends), strict=True), strict=True):
+    for kind, numbers in zip(("scale", "zero_point"), zip(*codes, strict=True), strict=True):
         table = np.asarray(numbers[0]) if group is None else np.array(numbers)
         parameter = initializer(model, ir.tensor(table, name=f"{value.name}.{kind}"))
         parameters.append(parameter if group is None else _entry(model, parameter, group))

@@ -10,21 +10,33 @@ from numpy.typing import NDArray
 from .statistics import TensorStatistics
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
-LEVELS = 255
+LEVELS = 255  # steps between the ends; of a symmetric range one fewer: the code -128 is not used
 KEPT_FRACTION = 0.9999  # of the values, by the percentile method
 CANDIDATES = 60
 
 Range = tuple[float, float]
 
 
-def choose_range(statistics: TensorStatistics, method: RangeMethod) -> Range:
-    """Low and high end, 0 always between them: of all values, of nearly all, or of least mean square error."""
+def choose_range(statistics: TensorStatistics, method: RangeMethod, symmetric: bool = False) -> Range:
+    """Low and high end, 0 always between them: of all values, of nearly all, or of least mean square error.
+
+    With `symmetric` both are the same distance from 0.
+    """
     full = min(statistics.low, 0.0), max(statistics.high, 0.0)
+    if symmetric:
+        full = _widened(full)
     if method == "minmax" or full[0] == full[1]:
         return full
     if method == "percentile":
-        return _percentile_range(statistics, full)
-    return _least_error_range(statistics, full)
+        found = _percentile_range(statistics, full)
+        return _widened(found) if symmetric else found
+    return _least_error_symmetric_range(statistics, full) if symmetric else _least_error_range(statistics, full)
+
+
+def _widened(ends: Range) -> Range:
+    """The smallest range around 0 that holds another, its ends the same distance from 0."""
+    end = max(-ends[0], ends[1])
+    return -end, end
 
 
 def _percentile_range(statistics: TensorStatistics, full: Range) -> Range:
@@ -46,15 +58,22 @@ def _least_error_range(statistics: TensorStatistics, full: Range) -> Range:
     return best
 
 
-def expected_squared_error(statistics: TensorStatistics, ends: Range) -> float:
-    """Mean squared error of rounding to LEVELS + 1 even levels between the ends and clipping what is beyond.
+def _least_error_symmetric_range(statistics: TensorStatistics, full: Range) -> Range:
+    """The full range shrunk at both ends alike to the least expected squared error."""
+    candidates = [(full[0] * factor, full[1] * factor) for factor in np.linspace(1, 0.1, CANDIDATES)]
+    errors = [expected_squared_error(statistics, candidate, LEVELS - 1) for candidate in candidates]
+    return candidates[int(np.argmin(errors))]
+
+
+def expected_squared_error(statistics: TensorStatistics, ends: Range, levels: int = LEVELS) -> float:
+    """Mean squared error of rounding to `levels` + 1 even levels between the ends and clipping what is beyond.
 
     Inside, an even density within a step is assumed: a twelfth of its square.
     """
     low, high = ends
     edges = statistics.edges
     middles = (edges[:-1] + edges[1:]) / 2
-    step = (high - low) / LEVELS
+    step = (high - low) / levels
     beyond: NDArray[np.float64] = np.maximum(low - middles, 0) + np.maximum(middles - high, 0)
     squared = np.where(beyond > 0, beyond**2, step**2 / 12)
     return float(squared @ statistics.counts / statistics.counts.sum())

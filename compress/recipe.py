@@ -159,14 +159,22 @@ class Structured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Round what flows into int8 layers to eight bits as well, so that they compute in integers.
 
-    `range` is how the ends of the eight bits are chosen; `products` asks for those of attention, too. With
+    `range` is how the ends of the eight bits are chosen: from calibration, or, "dynamic", in each run from what flows.
+    `symmetric` asks for codes of int8 that have 0 for zero, `products` for those of attention, too. With
     `timestep_groups` the UNet has ranges of its own for as many parts of the schedule.
     """
 
-    range: Literal["minmax", "percentile", "mse"] = "mse"
+    range: Literal["minmax", "percentile", "mse", "dynamic"] = "mse"
+    symmetric: bool = False
     products: bool = False
     timestep_groups: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Refuse what the operator that rounds dynamically does not do."""
+        if self.range == "dynamic" and (self.symmetric or self.products):
+            asked = "symmetric" if self.symmetric else "products"
+            raise ValueError(f'range = "dynamic" has asymmetric codes and is for layers alone: leave {asked} out')
 
 
 class Smooth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -302,8 +310,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(component in entry.components for entry in self.structured)
 
     def rounds_activations(self, component: str) -> bool:
-        """Whether a component's activations have to be measured."""
-        return self.activations is not None and component in self.activations.components
+        """Whether a component's activations are rounded to ranges that have to be measured."""
+        settings = self.activations
+        return settings is not None and settings.range != "dynamic" and component in settings.components
+
+    def multiplies_dynamically(self, component: str) -> bool:
+        """Whether the activations of a component's linear layers are rounded to ranges that each run has anew."""
+        settings = self.activations
+        return settings is not None and settings.range == "dynamic" and component in settings.components
 
 
 class Left(msgspec.Struct, frozen=True):

@@ -38,14 +38,10 @@ from .stages import KEY_DIGITS, Stage
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
-GRAPH_KEYS = (
-    "rules",
-    "mixed",
-    "activations",
-    "pointwise_as_products",
-)  # of a recipe, on which measurements depend
+GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
 RANGES_BY_TIMESTEP = ("onnxruntime",)  # the targets whose integers may have scales that are computed
 ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
+MULTIPLY_INTEGERS = ("onnxruntime",)  # the targets whose graph rounds dynamically; OpenVINO does so by itself
 
 
 @dataclass(frozen=True)
@@ -200,10 +196,11 @@ class BundlePlan:
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
         round_outputs = self.recipe.rounds_activations(component) and self.target in ROUND_OUTPUTS
+        dynamic = self.recipe.multiplies_dynamically(component) and self.target in MULTIPLY_INTEGERS
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {**changes, "hoisted": hoisted, "round outputs": round_outputs, **weights},
-            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs},
+            {**changes, "hoisted": hoisted, "round outputs": round_outputs, "dynamic": dynamic, **weights},
+            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs, "dynamic": dynamic},
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(

@@ -79,13 +79,14 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 def write_onnx(
     folder: Path, traced: Path, *found: Path,
-    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool, dynamic: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
     `found` are folders of what the recipe needs to know: statistics of activations, by which blocks are narrowed and
     activations rounded (`round_outputs`: what convolutions make, too); those from before they were smoothed, if they
-    are; and what a mixed recipe chose. A hoisted UNet comes in three, each after those whose outputs it takes.
+    are; and what a mixed recipe chose. `dynamic`: the graph itself rounds to ranges that it takes in each run. A
+    hoisted UNet comes in three, each after those whose outputs it takes.
     """
     from ..compress.narrow import narrow
     from ..compress.smooth import smooth_activations
@@ -111,7 +112,9 @@ def write_onnx(
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
-    described = {name: _write_model(model, component, recipe, inputs, folder / name) for name, model in models.items()}
+    described = {
+        name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()
+    }
     described[component] = msgspec.structs.replace(described[component], left=(*left, *described[component].left))
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
@@ -135,18 +138,22 @@ def _rounded(
     from ..compress.activations import quantize_activations
     from ..compress.ranges import choose_range
 
-    parts = inputs.by_timestep or (inputs.statistics,)
-    ranges = {name: [choose_range(part[name], settings.range) for part in parts] for name in inputs.statistics}
+    assert settings.range != "dynamic"  # such a recipe measures nothing for this
+    parts, method = inputs.by_timestep or (inputs.statistics,), settings.range
+    ranges = {name: [choose_range(part[name], method, settings.symmetric) for part in parts] for name in parts[0]}
     quantized = partial(recipe.computes_in_integers, component)
-    return quantize_activations(model, ranges, quantized, settings.products, outputs, inputs.boundaries)
+    return quantize_activations(
+        model, ranges, quantized, settings.products, outputs, settings.symmetric, inputs.boundaries
+    )
 
 
 def _write_model(
-    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, folder: Path
+    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, dynamic: bool, folder: Path
 ) -> OnnxDescription:
     import onnx_ir as ir
 
     from ..compress.cast import cast_weights
+    from ..compress.dynamic import multiply_dynamically
     from ..compress.packing import PackedWriter
     from ..compress.weights import compress_weights
 
@@ -155,6 +162,9 @@ def _write_model(
     folder.mkdir()
     writer = PackedWriter(folder / PACKED_NAME, recipe.entropy_coding)
     model, left = compress_weights(model, component, recipe, writer, inputs)
+    if dynamic:
+        model, floats = multiply_dynamically(model)
+        left += floats
     if recipe.weights == "float16":
         model = cast_weights(model)
     ir.save(model, folder / MODEL, external_data=WEIGHTS)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from outzoom.compress.activations import asymmetric
+from outzoom.compress.activations import asymmetric_codes, symmetric_codes
 from outzoom.compress.ranges import choose_range, expected_squared_error
 from outzoom.compress.statistics import BINS, TensorStatistics, even_choice
 
@@ -99,7 +99,7 @@ def test_percentiles_leave_a_rare_outlier_outside():
 
 
 def rounded(values, ends):
-    scale, zero_point = asymmetric(ends)
+    scale, zero_point = asymmetric_codes(ends)
     codes = np.clip(np.rint(values / scale) + zero_point, 0, 255)
     return (codes - zero_point) * scale
 
@@ -128,10 +128,33 @@ def test_the_expected_error_is_that_of_rounding():
         assert expected_squared_error(found, ends) == pytest.approx(measured, rel=0.05)
 
 
+def symmetrically_rounded(values, ends):
+    scale, _ = symmetric_codes(ends)
+    return np.clip(np.rint(values / scale), -127, 127) * scale
+
+
+def test_symmetric_ranges_by_hand():
+    values = statistics_of(np.array([[2.0, 5.0, -3.0]]))
+    assert choose_range(values, "minmax", symmetric=True) == (-5.0, 5.0)
+    assert choose_range(statistics_of(np.array([[-7.0, 5.0]])), "minmax", symmetric=True) == (-7.0, 7.0)
+    assert symmetric_codes((-5.0, 5.0)) == (np.float32(5 / 127), 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_least_error_symmetric_range_is_nearly_the_best_there_is(seed):
+    values = np.random.default_rng(seed).standard_t(3, (1000, 64)).astype(np.float32) + np.float32(0.3)
+    low, high = choose_range(statistics_of(values), "mse", symmetric=True)
+    assert low == -high
+    error = float(np.square(values - symmetrically_rounded(values, (low, high))).mean())
+    ends = np.linspace(1, 1.01 * abs(values).max(), 200)
+    best = min(float(np.square(values - symmetrically_rounded(values, (-end, end))).mean()) for end in ends)
+    assert error < 1.02 * best  # which needs to know the values
+
+
 def test_a_tensor_that_is_always_zero_has_a_range_and_a_scale():
     ends = choose_range(statistics_of(np.zeros((2, 2))), "mse")
     assert ends == (0.0, 0.0)
-    scale, zero_point = asymmetric(ends)
+    scale, zero_point = asymmetric_codes(ends)
     assert scale > 0
     assert (0 - float(zero_point)) * scale == 0
 
@@ -146,11 +169,13 @@ def test_every_range_holds_zero_and_lies_within_the_values(values, method):
     assert low <= 0 <= high
     assert low >= min(values.min(), 0)
     assert high <= max(values.max(), 0)
+    low, high = choose_range(statistics_of(values), method, symmetric=True)
+    assert 0 <= -low == high <= abs(values).max()
 
 
 def test_zero_is_exact_in_every_range():
     for ends in ((-1.0, 2.0), (0.0, 3.0), (-7.0, 0.0), (-0.001, 1000.0)):
-        scale, zero_point = asymmetric(ends)
+        scale, zero_point = asymmetric_codes(ends)
         assert (float(zero_point) - zero_point) * scale == 0
         assert 0 <= zero_point <= 255
         assert scale == pytest.approx((ends[1] - ends[0]) / 255)
