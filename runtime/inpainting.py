@@ -81,14 +81,14 @@ class Inpainting:
         """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
         if (component, batch) not in self._engines:
             manifest = self.bundle.manifest
-            with self._engine_file(component) as file:
+            with self.engine_file(component) as file:
                 self._engines[component, batch] = backend_for(manifest.target).load(
                     file, manifest.recipe.compute, manifest.components[component].inputs,
                     dimensions(self.size, manifest.vae_scale_factor, batch),
                 )  # fmt: skip
         return self._engines[component, batch]
 
-    def _engine_file(self, component: str) -> AbstractContextManager[Path]:
+    def engine_file(self, component: str) -> AbstractContextManager[Path]:
         """An engine beside all of its weights, for as long as it takes to load it."""
         file, packed = self.bundle.engine(component), self.bundle.manifest.components[component].packed
         return nullcontext(file) if packed is None else unpacked(file, self.bundle.file(packed))

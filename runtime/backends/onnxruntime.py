@@ -58,13 +58,20 @@ class OnnxRuntime:
         self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
     ) -> OnnxRuntimeEngine:
         """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
-        ort = _package()
-        options = ort.SessionOptions()
+        return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides)))
+
+    def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Any:
+        """The options of a session in which the named sides of `inputs` are the numbers in `sides`."""
+        options = _package().SessionOptions()
         options.log_severity_level = 3
         for name in {side for spec in inputs for side in spec.shape if isinstance(side, str)}:
             options.add_free_dimension_override_by_name(name, sides[name])
+        return options
+
+    def session(self, engine: Path, options: Any) -> Any:
+        """The package's own inference session of an engine."""
         try:
-            return OnnxRuntimeEngine(ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"]))
+            return _package().InferenceSession(engine, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package raises types of its own, one for each kind of failure
             raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
 
