@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +53,7 @@ def measure(
             components = _measure_components(zoom, settings, load_ms, report)
             zoomed = _measure_zoom(zoom, settings, opened, work, report)
     manifest = zoom.bundle.manifest
-    return BundleResult(
+    result = BundleResult(
         name=printable(bundle.name),
         target=manifest.target,
         recipe=manifest.recipe.name,
@@ -71,6 +72,8 @@ def measure(
         other_cpu_fraction=cpu.of_others(),
         warnings=tuple(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
     )
+    report("what the engines compute in")
+    return _with_executed(result, zoom.inpainting)
 
 
 def _open(bundle: Path, spawned_at: float) -> tuple[Zoom, OpenResult, dict[str, float]]:
@@ -100,6 +103,20 @@ def _measure_components(
             latency=Latency.of(samples_ms),
         )
     return results
+
+
+def _with_executed(result: BundleResult, inpainting: Inpainting) -> BundleResult:
+    """The result with what each engine computes in, which is loaded once more for that."""
+    try:
+        from .executed import executed
+
+        components = {
+            name: msgspec.structs.replace(one, executed=executed(inpainting, name, random_feeds(inpainting, name)))
+            for name, one in result.components.items()
+        }
+    except ImportError:  # graphs are read with packages that a device need not have
+        return result
+    return msgspec.structs.replace(result, components=components)
 
 
 def random_feeds(inpainting: Inpainting, component: str) -> dict[str, NDArray[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import printable
 from ..runtime.files import atomic_file
 from .plots import COLOURS, Bar, bar_chart
-from .results import BundleResult, Latency, Results
+from .results import BundleResult, Executed, Latency, Results
 from .settings import MIN_RUNS
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ class Chart:
     alt: str
 
 
+@dataclass(frozen=True)
+class ExecutedRow:
+    """What the engine of a bundle's component computes in, and its time over that of the fp16 bundle."""
+
+    bundle: str
+    component: str
+    executed: Executed
+    ratio: float | None
+
+
 def write_report(results: Results, strips: Strips, path: Path) -> None:
     """Write the page, atomically."""
     with atomic_file(path) as partial:
@@ -84,6 +94,7 @@ def render_report(results: Results, strips: Strips) -> str:
         colours=dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True)),
         references={bundle.name: bundle for bundle in results.bundles},
         component_labels=labels,
+        executed=_executed(results, labels),
         component_charts=[_component_chart(results, name, label) for name, label in labels.items()],
         charts=_bundle_charts(results),
         strips=strips,
@@ -184,6 +195,31 @@ def _first_border_psnr_db(bundle: BundleResult) -> float:
         return -math.inf
     value = bundle.quality[0].border_psnr_db
     return math.inf if value is None else value
+
+
+def _executed(results: Results, components: Iterable[str]) -> dict[str, list[ExecutedRow]]:
+    """For each component, what the engines of the bundles that tell it compute in."""
+    rows: dict[str, list[ExecutedRow]] = {}
+    for component in components:
+        for bundle in results.bundles:
+            found = bundle.components.get(component)
+            if found is not None and found.executed is not None:
+                row = ExecutedRow(bundle.name, component, found.executed, _ratio_to_fp16(bundle, component, results))
+                rows.setdefault(component, []).append(row)
+    return rows
+
+
+def _ratio_to_fp16(bundle: BundleResult, component: str, results: Results) -> float | None:
+    """A component's median time over that of the fp16 bundle of the same target, checkpoint and size."""
+
+    def kind(one: BundleResult) -> tuple[object, ...]:
+        return one.target, one.source_sha256, one.width, one.height
+
+    for other in results.bundles:
+        if other.recipe == "fp16" and kind(other) == kind(bundle) and component in other.components:
+            theirs = other.components[component].latency.median_ms
+            return bundle.components[component].latency.median_ms / theirs
+    return None
 
 
 def _component_labels(results: Results) -> dict[str, str]:

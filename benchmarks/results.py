@@ -35,6 +35,19 @@ class Latency(msgspec.Struct, frozen=True):
         return self.p10_ms <= other.p90_ms and other.p10_ms <= self.p90_ms
 
 
+class Executed(msgspec.Struct, frozen=True):
+    """What an engine computes its products in.
+
+    `counts`: of each kind (Conv, MatMul, attention), how many in which type: int8, bfloat16, float16, float32; "int8
+    weights" and "int4 weights" become floats as they are multiplied. `sparse_layers` skip weights that are zero.
+    `unmet` are the layers that run in something else than what was built asks for, and in what.
+    """
+
+    counts: dict[str, dict[str, int]]
+    sparse_layers: int
+    unmet: tuple[str, ...]
+
+
 class ComponentResult(msgspec.Struct, frozen=True):
     """One engine, run alone. `first_run_ms` is the first run after loading, which may still allocate memory."""
 
@@ -44,6 +57,7 @@ class ComponentResult(msgspec.Struct, frozen=True):
     load_ms: float
     first_run_ms: float
     latency: Latency
+    executed: Executed | None = None  # None: it can't be told
 
 
 class OpenResult(msgspec.Struct, frozen=True):

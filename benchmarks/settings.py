@@ -91,7 +91,7 @@ class BenchSettings:
 
     def stage_count(self, bundles: int) -> int:
         """How many times `run_bench` calls `on_progress`, if it succeeds, for that many bundles."""
-        return 1 + bundles * (1 + len(COMPONENTS) + self.motion.painted_count) + 1
+        return 1 + bundles * (1 + len(COMPONENTS) + self.motion.painted_count + 1) + 1
 
 
 def to_json(value: object) -> bytes:

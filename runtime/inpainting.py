@@ -84,13 +84,13 @@ class Inpainting:
 
     def _open_own(self, component: str, batch: int) -> Engine:
         manifest = self.bundle.manifest
-        with self._engine_file(component) as file:
+        with self.engine_file(component) as file:
             return backend_for(manifest.target).load(
                 file, manifest.recipe.compute, manifest.components[component].inputs,
                 dimensions(self.size, manifest.vae_scale_factor, batch),
             )  # fmt: skip
 
-    def _engine_file(self, component: str) -> AbstractContextManager[Path]:
+    def engine_file(self, component: str) -> AbstractContextManager[Path]:
         """An engine beside all of its weights, for as long as it takes to load it."""
         file, packed = self.bundle.engine(component), self.bundle.manifest.components[component].packed
         return nullcontext(file) if packed is None else unpacked(file, self.bundle.file(packed))

@@ -39,27 +39,6 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def open_mapped(engine: Path) -> OnnxRuntimeEngine:
-    """Open a model in little memory: weights stay in their file, which is mapped, and no buffer outlives its use.
-
-    Layers are somewhat slower, since no weight is brought into the order that they compute in; opening takes no time.
-    """
-    ort = _package()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return _session(engine, options)
-
-
-def _session(engine: Path, options: Any) -> OnnxRuntimeEngine:
-    try:
-        return OnnxRuntimeEngine(_package().InferenceSession(engine, options, providers=["CPUExecutionProvider"]))
-    except Exception as error:  # the package raises types of its own, one for each kind of failure
-        raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
-
-
 @dataclass(frozen=True)
 class OnnxRuntime:
     """The backend of the target `onnxruntime`."""
@@ -79,13 +58,37 @@ class OnnxRuntime:
         self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
     ) -> OnnxRuntimeEngine:
         """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
-        ort = _package()
-        options = ort.SessionOptions()
+        return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides)))
+
+    def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Any:
+        """The options of a session in which the named sides of `inputs` are the numbers in `sides`."""
+        options = _package().SessionOptions()
         options.log_severity_level = 3
         for name in {side for spec in inputs for side in spec.shape if isinstance(side, str)}:
             options.add_free_dimension_override_by_name(name, sides[name])
-        return _session(engine, options)
+        return options
+
+    def session(self, engine: Path, options: Any) -> Any:
+        """The package's own inference session of an engine."""
+        try:
+            return _package().InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the package raises types of its own, one for each kind of failure
+            raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
 
     def version(self) -> str:
         """The installed version."""
         return str(_package().__version__)
+
+
+def open_mapped(engine: Path) -> OnnxRuntimeEngine:
+    """Open a model in little memory: weights stay in their file, which is mapped, and no buffer outlives its use.
+
+    Layers are somewhat slower, since no weight is brought into the order that they compute in; opening takes no time.
+    """
+    ort = _package()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return OnnxRuntimeEngine(OnnxRuntime().session(engine, options))

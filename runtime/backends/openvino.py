@@ -68,6 +68,10 @@ class OpenVino:
         self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
     ) -> OpenVinoEngine:
         """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
+        return OpenVinoEngine(self.compiled(engine, compute, inputs, sides))
+
+    def compiled(self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Any:
+        """The package's own compiled model of an engine."""
         ov = _package()
         options = {"PERFORMANCE_HINT": "LATENCY"}
         if compute == "float32":
@@ -76,7 +80,7 @@ class OpenVino:
             model = ov.Core().read_model(engine)
             if any(isinstance(side, str) for spec in inputs for side in spec.shape):
                 model.reshape({spec.name: list(resolve(spec.shape, sides)) for spec in inputs})
-            return OpenVinoEngine(ov.Core().compile_model(model, self.device, options))
+            return ov.Core().compile_model(model, self.device, options)
         except RuntimeError as error:
             message = f"OpenVINO can't compile '{engine}' for {self.device}: {error}"
             raise BundleError(message, hint=COPY_AGAIN) from error
