@@ -10,9 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .layers import Layer
+from .recipe import Kind
 from .structured import unit_channels
-
-Kind = str  # "channels", "neurons" or "heads"
 
 
 class UnfitError(ValueError):
@@ -40,7 +39,7 @@ class Block:
     layer: Layer
     units: int  # groups of channels, neurons or heads: what goes as one
     sides: dict[ir.Value, Side]
-    nodes: dict[ir.Node, Side]  # with the side of what each makes
+    nodes: dict[ir.Node, None]  # in order
     channels: int  # inputs of the layer
 
 
@@ -54,20 +53,21 @@ def find_block(layer: Layer, kind: Kind) -> Block:
     UnfitError for a graph in which something else makes or uses what would go.
     """
     source, channels = layer.node.inputs[0], layer.matrix_shape[-1]
-    if source is None or source.shape is None or len(layer.value.uses()) > 1:
+    if source is None or len(layer.value.uses()) > 1:
         raise UnfitError("its weight is used more than once")
-    start = Side(1 if layer.op_type == "Conv" else len(source.shape) - 1, channels)
+    start = Side(1 if layer.op_type == "Conv" else len(_shape(source)) - 1, channels)
     sides: dict[ir.Value, Side] = {}
-    nodes: dict[ir.Node, Side] = {}
+    nodes: dict[ir.Node, None] = {}
     _follow(source, start, sides, nodes)
-    _check_uses(sides, {*nodes, *_moved(nodes), layer.node})
+    inner = {one for node in nodes if node.op_type == "Reshape" for one in turned_keys(node)}
+    _check_uses(sides, {*nodes, *inner, layer.node})
     units = _units(kind, channels, nodes)
     if any(side.size % (units * side.copies) for side in sides.values()):
         raise UnfitError(f"its {channels} inputs do not divide into {units}")
     return Block(layer, units, sides, nodes, channels)
 
 
-def _units(kind: Kind, channels: int, nodes: dict[ir.Node, Side]) -> int:
+def _units(kind: Kind, channels: int, nodes: dict[ir.Node, None]) -> int:
     """How many units there are, by what the inputs pass on their way."""
     groups = [node.attributes["num_groups"].as_int() for node in nodes if node.op_type == "GroupNormalization"]
     heads = [merged_heads(node) for node in nodes if node.op_type == "Reshape" and merged_heads(node)]
@@ -88,23 +88,29 @@ def merged_heads(node: ir.Node) -> int:
     return 0
 
 
-def transposed_source(node: ir.Node) -> ir.Value | None:
-    """What a Reshape, Transpose, Reshape of keys makes (b, h, d, n) of, (b, h, n, d), by (b * h, n, d); else None."""
-    turned = node.inputs[0].producer() if node.inputs[0] is not None else None
-    flat = turned.inputs[0].producer() if turned is not None and turned.inputs[0] is not None else None
-    if turned is None or flat is None or turned.op_type != "Transpose" or flat.op_type != "Reshape":
-        return None
-    turns = tuple(turned.attributes["perm"].as_ints()) == (0, 2, 1)
-    source = flat.inputs[0]
-    return source if turns and len(_shape(source)) == len(_shape(node.outputs[0])) == 4 else None
+def turned_keys(node: ir.Node) -> tuple[ir.Node, ...]:
+    """Reshape and Transpose by which a Reshape makes (b, h, d, n) of (b, h, n, d), over (b * h, n, d); none if not."""
+    turn = node.inputs[0].producer() if node.inputs[0] is not None else None
+    flatten = turn.inputs[0].producer() if turn is not None and turn.inputs[0] is not None else None
+    if turn is None or flatten is None or turn.op_type != "Transpose" or flatten.op_type != "Reshape":
+        return ()
+    taken, flat, made = _shape(flatten.inputs[0]), _shape(flatten.outputs[0]), _shape(node.outputs[0])
+    if tuple(turn.attributes["perm"].as_ints()) != (0, 2, 1) or len(taken) != 4 or len(made) != 4:
+        return ()
+    pairs = (*zip(taken[2:], flat[1:], strict=True), (taken[2], made[3]), (taken[3], made[2]))
+    same = all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))  # open sides are not known
+    return (flatten, turn) if same else ()
 
 
-def _follow(value: ir.Value, side: Side, sides: dict[ir.Value, Side], nodes: dict[ir.Node, Side]) -> None:
+def _follow(value: ir.Value, side: Side, sides: dict[ir.Value, Side], nodes: dict[ir.Node, None]) -> None:
     """Note a tensor and, back to the weights, all that has to get narrower with it."""
     if value in sides:
         if sides[value] != side:
             raise UnfitError(f"'{value.name}' is used in two ways")
         return
+    length = _shape(value)[side.axis]
+    if isinstance(length, int) and length != side.size:
+        raise UnfitError(f"'{value.name}' has {length} places where {side.size} lead to it")
     sides[value] = side
     node = value.producer()
     if node is None:
@@ -113,7 +119,7 @@ def _follow(value: ir.Value, side: Side, sides: dict[ir.Value, Side], nodes: dic
         return
     if node.op_type not in SOURCES:
         raise UnfitError(f"there is a {node.op_type} in what flows into it")
-    nodes[node] = side
+    nodes[node] = None
     for source, its_side in SOURCES[node.op_type](node, side):
         if source is not None:
             _follow(source, its_side, sides, nodes)
@@ -157,6 +163,8 @@ def _split(node: ir.Node, side: Side) -> Sources:
 
 
 def _group_norm(node: ir.Node, side: Side) -> Sources:
+    if side.axis != 1:
+        raise UnfitError("a GroupNormalization is along another axis")
     yield node.inputs[0], side
     for parameter in node.inputs[1:]:
         yield parameter, replace(side, axis=0)
@@ -187,9 +195,9 @@ def _reshape(node: ir.Node, side: Side) -> Sources:
     """Heads are put together or apart, or keys turned."""
     source = node.inputs[0]
     taken, made = _shape(source), _shape(node.outputs[0])
-    turned = transposed_source(node)
-    if turned is not None and side.axis == 1:
-        yield turned, side
+    inner = turned_keys(node)
+    if inner and side.axis == 1:
+        yield inner[0].inputs[0], side
     elif merged_heads(node) and side.axis == 2:
         yield source, replace(side, size=merged_heads(node))
     elif len(taken) == 3 and len(made) == 4 and side.axis == 2 and isinstance(width := made[3], int):
@@ -206,17 +214,6 @@ SOURCES: dict[str, Callable[[ir.Node, Side], Sources]] = {
     "GroupNormalization": _group_norm, "Reshape": _reshape, "Softmax": _softmax, "Split": _split,
     "Transpose": _transpose, "Unsqueeze": _unsqueeze,
 }  # fmt: skip
-
-
-def _moved(nodes: dict[ir.Node, Side]) -> set[ir.Node]:
-    """The nodes of turned keys that are not on the way, since the last of them stands for all."""
-    found: set[ir.Node] = set()
-    for node in nodes:
-        if node.op_type == "Reshape" and transposed_source(node) is not None:
-            turned = node.inputs[0].producer() if node.inputs[0] is not None else None
-            flat = turned.inputs[0].producer() if turned is not None and turned.inputs[0] is not None else None
-            found |= {one for one in (turned, flat) if one is not None}
-    return found
 
 
 def _check_uses(sides: dict[ir.Value, Side], nodes: set[ir.Node]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..runtime.errors import UserError
-from .blocks import Block, UnfitError, find_block, transposed_source
+from .blocks import Block, UnfitError, find_block, turned_keys
 from .cast import initializer
 from .inputs import MOST_COLUMNS, Inputs
 from .layers import Layer, find_layers
@@ -115,9 +115,8 @@ def _renumber(model: ir.Model, node: ir.Node, units: int) -> None:
     if node.op_type == "GroupNormalization":
         node.attributes["num_groups"] = ir.AttrInt64("num_groups", units)
     elif node.op_type == "Reshape":
-        if (source := transposed_source(node)) is not None:
-            turn = ir.node("Transpose", [source], {"perm": (0, 1, 3, 2)})
-            _replace_node(model, node, turn)
+        if inner := turned_keys(node):
+            _replace_node(model, node, ir.node("Transpose", [inner[0].inputs[0]], {"perm": (0, 1, 3, 2)}))
         else:
             _leave_heads_open(model, node)
 

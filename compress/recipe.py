@@ -15,7 +15,8 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Operator = Literal["Conv", "MatMul", "Gemm", "Gather"]
 OPERATORS: tuple[Operator, ...] = ("Conv", "MatMul", "Gemm", "Gather")
 ComponentName = Literal["text_encoder", "unet", "vae_encoder", "vae_decoder"]
-FLOWS_INTO = {  # the layers whose inputs go, with what makes them
+Kind = Literal["channels", "neurons", "heads"]
+FLOWS_INTO: dict[Kind, tuple[str, ...]] = {  # the layers whose inputs go, with what makes them
     "channels": ("*.resnets.*.conv2.weight",),
     "neurons": ("*.ff.net.2.weight", "*.mlp.fc2.weight"),
     "heads": ("*.to_out.0.weight", "*.self_attn.out_proj.weight"),
@@ -140,7 +141,7 @@ class Structured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     normalization go. With `correct` that weight is changed so that what stays makes up for what goes.
     """
 
-    kind: Literal["channels", "neurons", "heads"]
+    kind: Kind
     fraction: Fraction
     components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
     blocks: tuple[str, ...] = ("*",)

@@ -54,19 +54,30 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def read_weights(tiny_checkpoint, tmp_path_factory):
-    """Reads an opened checkpoint's weights into the graph of a component of the tiny one: arrays by name."""
+def tiny_skeleton(tiny_checkpoint, tmp_path_factory):
+    """Traces a component of the tiny checkpoint, once, at its own size unless told others: a file without weights."""
     from outzoom.export import Shapes, open_checkpoint
-    from outzoom.export.checkpoint import PART_OF
-    from outzoom.export.trace import load_skeleton, save_skeleton, trace
+    from outzoom.export.trace import save_skeleton, trace
 
     folder = tmp_path_factory.mktemp("skeletons")
 
-    def read_weights(opened, component):
-        file = folder / f"{component}.onnx"
+    def tiny_skeleton(component, sizes=((64, 64),), batch=1):
+        file = folder / f"{component}-{len(sizes)}-{batch}.onnx"
         if not file.exists():
-            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(((64, 64),))), file)
-        model = load_skeleton(file, opened.weights(PART_OF[component]))
+            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(sizes, batch)), file)
+        return file
+
+    return tiny_skeleton
+
+
+@pytest.fixture(scope="session")
+def read_weights(tiny_skeleton):
+    """Reads an opened checkpoint's weights into the graph of a component of the tiny one: arrays by name."""
+    from outzoom.export.checkpoint import PART_OF
+    from outzoom.export.trace import load_skeleton
+
+    def read_weights(opened, component):
+        model = load_skeleton(tiny_skeleton(component), opened.weights(PART_OF[component]))
         return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
 
     return read_weights

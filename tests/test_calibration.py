@@ -29,6 +29,11 @@ RECIPES = {
     '[[rules]]\nstore = { method = "int4", rounding = "gptq" }\n',
     "shared": '[[rules]]\nprune = { fraction = 0.2 }\nstore = { method = "kmeans", bits = 5 }\n',
     "sparse": '[[rules]]\nsparsify = { n = 2, m = 4, method = "sparsegpt" }\nengine = "int8"\n',
+    # smaller layers, whose activations are rounded and whose weights are stored by what was measured of the wide ones
+    "narrow": 'activations = { range = "minmax" }\n[[structured]]\nkind = "channels"\nfraction = 0.25\n'
+    'components = ["unet", "vae_decoder"]\n[[structured]]\nkind = "neurons"\nfraction = 0.5\n'
+    '[[structured]]\nkind = "heads"\nfraction = 0.25\n'
+    '[[rules]]\nstore = { method = "int4", rounding = "gptq" }\nengine = "int8"\n',
 }
 TARGETS = ["onnxruntime", "openvino-cpu"]
 SIDES = dimensions((128, 128), 8)
@@ -62,6 +67,7 @@ def keyframe(bundle, picture):
         ("four", 28, 0.18),
         ("shared", 28, 0.19),
         ("sparse", 16, 0.22),
+        ("narrow", 22, 0.15),
     ],
 )
 def test_a_compressed_bundle_is_small_and_paints_nearly_the_same(
@@ -198,6 +204,41 @@ def test_a_pattern_that_matches_no_layer_stops_the_build_before_it_begins(tmp_pa
 def test_patterns_are_those_of_the_checkpoints_names(tmp_path):
     assert plan_with(tmp_path, '[[rules]]\ncomponents = ["text_encoder"]\nlayers = ["encoder.layers.0.*"]\n')
     assert plan_with(tmp_path, '[[rules]]\ncomponents = ["vae_decoder"]\nlayers = ["decoder.conv_in.weight"]\n')
+
+
+def test_a_pattern_that_matches_no_block_of_its_kind_stops_the_build_before_it_begins(tmp_path):
+    heads = '[[structured]]\nkind = "heads"\nfraction = 0.25\ncomponents = ["unet"]\n'
+    with pytest.raises(UserError, match=r"structured 2 .*no block with heads of unet is called 'mid_block'") as error:
+        plan_with(tmp_path, heads + heads + 'blocks = ["mid_block"]\n')
+    assert "to_out.0.weight'" in error.value.hint
+    with pytest.raises(UserError, match=r"structured 1 .*vae_decoder has no neurons that can go"):
+        plan_with(tmp_path, heads.replace("heads", "neurons").replace("unet", "vae_decoder"))
+    assert plan_with(tmp_path, heads + 'blocks = ["mid_block.*"]\n')
+
+
+def test_another_fraction_of_what_goes_measures_nothing_anew(tmp_path):
+    table = '[[structured]]\nkind = "neurons"\nfraction = 0.25\n'
+    first, second = (
+        plan_with(tmp_path, text).bundles[0].engines["unet"].needs[0]
+        for text in (table, table.replace("0.25", "0.5") + "correct = false\n")
+    )
+    assert first.key != second.key
+    assert first.needs[1].key == second.needs[1].key
+    (encoder,) = plan_with(tmp_path, table).bundles[0].engines["vae_encoder"].needs[0].needs
+    assert "export the graph" in encoder.name
+
+
+def test_narrow_layers_are_smaller_in_the_engine_and_counted_in_the_manifest(compressed):
+    exact, small = (open_manifest(compressed[f"onnxruntime-{name}"]) for name in ("fp32", "narrow"))
+    before, after = (bundle.manifest.components["unet"].parameters for bundle in (exact, small))
+    assert 0.7 < after / before < 0.8
+    graph = onnx.load(small.engine("unet"), load_external_data=False).graph
+    groups = [attribute.i for node in graph.node for attribute in node.attribute if attribute.name == "num_groups"]
+    assert groups.count(24) == 11  # of 32; the normalizations that no block has between its convolutions keep theirs
+    assert (
+        "decoder.mid_block.attentions.0.to_out.0.weight keeps its heads: of 1 to choose from"
+        in (compressed["onnxruntime-narrow"].parent / "build.log").read_text()
+    )
 
 
 def test_a_missing_calibration_picture_is_named(tmp_path):

@@ -11,31 +11,29 @@ from outzoom.compress.layers import find_layers
 from outzoom.compress.narrow import narrow
 from outzoom.compress.recipe import Recipe, Structured
 from outzoom.compress.statistics import TensorStatistics
-from outzoom.export import Shapes, open_checkpoint
+from outzoom.export import open_checkpoint
 from outzoom.export.checkpoint import PART_OF
 from outzoom.export.hoist import hoist
-from outzoom.export.trace import load_skeleton, save_skeleton, trace
+from outzoom.export.trace import load_skeleton
 from outzoom.runtime import UserError
 from outzoom.runtime.bundle import HOISTED_INPUTS
 
-CLOSED = Shapes(((64, 64),))
-OPEN = Shapes(((64, 64), (128, 64)), 2)  # several sizes, and a batch that is open, too
+CLOSED = ()
+OPEN = (((64, 64), (128, 64)), 2)  # several sizes, and a batch that is open, too
 KINDS = ("channels", "neurons", "heads")
 SIDES = {"batch": 2, "4*rows": 8, "4*columns": 16, "latent_height": 8, "latent_width": 16, "height": 64, "width": 128}
 # kept and dropped products are added up in another order: of float32, through a dozen layers
 SAME = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def load(tiny_checkpoint, tmp_path_factory):
+@pytest.fixture
+def load(tiny_checkpoint, tiny_skeleton):
     """The graph of a component of the tiny checkpoint with its weights."""
-    folder, opened = tmp_path_factory.mktemp("traced"), open_checkpoint(tiny_checkpoint)
 
-    def load(component, shapes=CLOSED):
-        file = folder / f"{component}-{len(shapes.sizes)}.onnx"
-        if not file.exists():
-            save_skeleton(trace(opened, component, shapes), file)
-        return load_skeleton(file, opened.weights(PART_OF[component]))
+    def load(component, *shapes):
+        return load_skeleton(
+            tiny_skeleton(component, *shapes), open_checkpoint(tiny_checkpoint).weights(PART_OF[component])
+        )
 
     return load
 
@@ -108,7 +106,7 @@ CASES = [
 @pytest.mark.parametrize("shapes", [CLOSED, OPEN], ids=["closed", "open"])
 @pytest.mark.parametrize(("component", "kind"), CASES)
 def test_what_is_dead_goes_and_the_outputs_stay(load, measured, component, kind, shapes):
-    model = load(component, shapes)
+    model = load(component, *shapes)
     living = let_die(model, kind, np.random.default_rng(3))
     assert living
     small, inputs, left = narrow(model, component, recipe(kind), measured(model))
