@@ -39,15 +39,14 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
 
 def quantize_activations(
     model: ir.Model, ranges: Mapping[str, Range], quantized: Quantized, products: bool, outputs: bool,
-    symmetric: bool = False,
+    codes: Codes | None = None,
 ) -> ir.Model:  # fmt: skip
     """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
 
-    With `symmetric` zero is the code 0, and the ranges' ends are the same distance from it.
-
-    Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
+    `codes` makes scale and zero point of a range, by default `asymmetric_codes`. Weights are left as they are: it is
+    for whoever compresses them to make them eight bits as well.
     """
-    model, codes = model.clone(), symmetric_codes if symmetric else asymmetric_codes
+    model, codes = model.clone(), codes or asymmetric_codes
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
@@ -75,8 +74,16 @@ def asymmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
 
 def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
     """Scale and zero point, 0, by which -127..127 cover a range around 0: value = code * scale."""
-    low, high = ends
-    return np.float32(max(-low, high, SMALLEST_RANGE) / INT8_MAX), np.int8(0)
+    return np.float32(max(-ends[0], ends[1], SMALLEST_RANGE) / INT8_MAX), np.int8(0)
+
+
+def unsigned_symmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
+    """The same steps as those of `symmetric_codes`, counted from 128.
+
+    ONNX Runtime makes these of those by itself, but not where several layers share a tensor: on x86 they then compute
+    in float, as half of the demo UNet's linear layers did.
+    """
+    return symmetric_codes(ends)[0], np.uint8(INT8_MAX + 1)
 
 
 def _round(model: ir.Model, value: ir.Value, ends: Range, codes: Codes) -> ir.Value:

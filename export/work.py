@@ -79,13 +79,12 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 def write_onnx(
     folder: Path, traced: Path, measured: Path | None = None, *,
-    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool, dynamic: bool,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, for_onnxruntime: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
-    With statistics of its activations, those are rounded; `round_outputs`: what convolutions make, too; `dynamic`: the
-    graph itself rounds to ranges that it takes in each run. A hoisted UNet comes in three, each after those whose
-    outputs it takes.
+    With statistics of its activations, those are rounded. `for_onnxruntime`: in the forms that it computes in integers,
+    which are not those of others. A hoisted UNet comes in three, each after those whose outputs it takes.
     """
     from .calibration import read_inputs
     from .hoist import hoist
@@ -94,11 +93,12 @@ def write_onnx(
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
     inputs = None if measured is None else read_inputs(measured)
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
-        model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
+        model = _rounded(model, inputs, component, recipe, recipe.activations, for_onnxruntime)
     models = {component: model}
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
+    dynamic = for_onnxruntime and recipe.multiplies_dynamically(component)
     described = {
         name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()
     }
@@ -106,16 +106,22 @@ def write_onnx(
 
 
 def _rounded(
-    model: ir.Model, inputs: Inputs, component: str, recipe: Recipe, settings: Activations, outputs: bool
+    model: ir.Model, inputs: Inputs, component: str, recipe: Recipe, settings: Activations, for_onnxruntime: bool
 ) -> ir.Model:
-    """The model with activations rounded to the ranges that their statistics ask for."""
-    from ..compress.activations import quantize_activations
+    """The model with activations rounded to the ranges that their statistics ask for.
+
+    ONNX Runtime computes a convolution in integers only if it makes them.
+    """
+    from ..compress import activations
     from ..compress.ranges import choose_range
 
     assert settings.range != "dynamic"  # such a recipe measures nothing for this
     ranges = {name: choose_range(one, settings.range, settings.symmetric) for name, one in inputs.statistics.items()}
     quantized = partial(recipe.computes_in_integers, component)
-    return quantize_activations(model, ranges, quantized, settings.products, outputs, settings.symmetric)
+    codes = activations.unsigned_symmetric_codes if for_onnxruntime else activations.symmetric_codes
+    return activations.quantize_activations(
+        model, ranges, quantized, settings.products, for_onnxruntime, codes if settings.symmetric else None
+    )
 
 
 def _write_model(
