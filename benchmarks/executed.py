@@ -36,7 +36,7 @@ INTEGER_OPERATORS |= {"MatMulInteger", "ConvInteger"}
 CONVERSIONS = ("Convert", "Subtract", "Multiply")  # what makes numbers of OpenVINO's codes
 MOVES = ("Reshape", "Slice", "Transpose")
 NO_COMPUTE = ("Const", "Convert", "Input", "Output", "Reorder", "Reshape", "Transpose")
-RENAMED = re.compile(r"(_token_\d+|_nchwc|/.*)$")  # how ONNX Runtime names what it made of a node
+RENAMED = re.compile(r"(_token_\d+|_nchwc|/.*)$")  # what engines add to the names of nodes that they made of others
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def openvino_products(file: Path) -> Iterator[Product]:
         elif data.get_type_name() == "FakeQuantize" and (dtype == "i8" or weight.get_type_name() == "FakeQuantize"):
             asked = "int8"
         users = [user.get_node() for user in node.output(0).get_target_inputs()]
-        alias = name.removesuffix("/WithoutBiases")
+        alias = RENAMED.sub("", name)
         if alias == name and [user.get_type_name() for user in users] == ["Add"]:
             alias = users[0].get_friendly_name()
         yield Product(name, alias, _layer(weight.get_friendly_name()) if has_weight else name, kind, asked)
@@ -202,7 +202,8 @@ def compiled_to(products: Iterable[Product], runtime_model: Any) -> dict[str, Ra
         computed_in = "int8" if dtype in ("I8", "i8") else FLOATS.get(dtype, dtype)
         if computed_in != "int8" and re.fullmatch(r"[iu][48]", precision):
             computed_in = f"int{precision[1]} weights"
-        for name in known.keys() & set(info["originalLayersNames"].split(",")):
+        names = {node.get_friendly_name(), *info["originalLayersNames"].split(",")}
+        for name in known.keys() & {RENAMED.sub("", name) for name in names}:
             ran[known[name].name] = Ran(computed_in, "sparse" in primitive)
     return ran
 

@@ -40,16 +40,15 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
 
 def quantize_activations(
     model: ir.Model, ranges: Mapping[str, Sequence[Range]], quantized: Quantized, products: bool, outputs: bool,
-    symmetric: bool = False, boundaries: Sequence[float] = (),
+    codes: Callable[[Range], Codes] | None = None, boundaries: Sequence[float] = (),
 ) -> ir.Model:  # fmt: skip
     """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
 
-    With `symmetric` zero is the code 0, and the ranges' ends are the same distance from it. A tensor has one range, or
-    with `boundaries`, ascending, one for each part of the schedule that they divide: the first for timesteps below the
+    `codes` makes scale and zero point of a range, by default `asymmetric_codes`. A tensor has one range, or with
+    `boundaries`, ascending, one for each part of the schedule that they divide: the first for timesteps below the
     first of them. Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
     """
-    codes: Callable[[Range], Codes] = symmetric_codes if symmetric else asymmetric_codes
-    model = model.clone()
+    model, codes = model.clone(), codes or asymmetric_codes
     group = _group(model, boundaries) if boundaries else None
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
@@ -78,8 +77,16 @@ def asymmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
 
 def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
     """Scale and zero point, 0, by which -127..127 cover a range around 0: value = code * scale."""
-    low, high = ends
-    return np.float32(max(-low, high, SMALLEST_RANGE) / INT8_MAX), np.int8(0)
+    return np.float32(max(-ends[0], ends[1], SMALLEST_RANGE) / INT8_MAX), np.int8(0)
+
+
+def unsigned_symmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
+    """The same steps as those of `symmetric_codes`, counted from 128.
+
+    ONNX Runtime makes these of those by itself, but not where several layers share a tensor: on x86 they then compute
+    in float, as half of the demo UNet's linear layers did.
+    """
+    return symmetric_codes(ends)[0], np.uint8(INT8_MAX + 1)
 
 
 def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:

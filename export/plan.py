@@ -40,8 +40,7 @@ CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
 RANGES_BY_TIMESTEP = ("onnxruntime",)  # the targets whose integers may have scales that are computed
-ROUND_OUTPUTS = ("onnxruntime",)  # the targets that compute a convolution in integers only if it makes them
-MULTIPLY_INTEGERS = ("onnxruntime",)  # the targets whose graph rounds dynamically; OpenVINO does so by itself
+INTEGERS_OF_ONNXRUNTIME = ("onnxruntime",)  # the targets that compute in integers what ONNX Runtime does
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,12 @@ class BundlePlan:
             f"{component}: run the checkpoint's module", work.run_module,
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
-        round_outputs = self.recipe.rounds_activations(component) and self.target in ROUND_OUTPUTS
-        dynamic = self.recipe.multiplies_dynamically(component) and self.target in MULTIPLY_INTEGERS
+        integers = self.recipe.rounds_activations(component) or self.recipe.multiplies_dynamically(component)
+        for_onnxruntime = integers and self.target in INTEGERS_OF_ONNXRUNTIME
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {**changes, "hoisted": hoisted, "round outputs": round_outputs, "dynamic": dynamic, **weights},
-            {**ours, "recipe": self.recipe, "hoisted": hoisted, "round_outputs": round_outputs, "dynamic": dynamic},
+            {**changes, "hoisted": hoisted, "for ONNX Runtime": for_onnxruntime, **weights},
+            {**ours, "recipe": self.recipe, "hoisted": hoisted, "for_onnxruntime": for_onnxruntime},
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(

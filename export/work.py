@@ -79,14 +79,14 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 def write_onnx(
     folder: Path, traced: Path, *found: Path,
-    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, round_outputs: bool, dynamic: bool,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, for_onnxruntime: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
     `found` are folders of what the recipe needs to know: statistics of activations, by which blocks are narrowed and
-    activations rounded (`round_outputs`: what convolutions make, too); those from before they were smoothed, if they
-    are; and what a mixed recipe chose. `dynamic`: the graph itself rounds to ranges that it takes in each run. A
-    hoisted UNet comes in three, each after those whose outputs it takes.
+    activations rounded; those from before they were smoothed, if they are; and what a mixed recipe chose.
+    `for_onnxruntime`: in the forms that it computes in integers, which are not those of others. A hoisted UNet comes in
+    three, each after those whose outputs it takes.
     """
     from ..compress.narrow import narrow
     from ..compress.smooth import smooth_activations
@@ -107,11 +107,12 @@ def write_onnx(
         model, inputs, narrowed = narrow(model, component, recipe, inputs)
         left += narrowed
     if inputs is not None and recipe.activations is not None and recipe.rounds_activations(component):
-        model = _rounded(model, inputs, component, recipe, recipe.activations, round_outputs)
+        model = _rounded(model, inputs, component, recipe, recipe.activations, for_onnxruntime)
     models = {component: model}
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
+    dynamic = for_onnxruntime and recipe.multiplies_dynamically(component)
     described = {
         name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()
     }
@@ -132,19 +133,24 @@ def load_traced(traced: Path, checkpoint: Checkpoint, component: str, recipe: Re
 
 
 def _rounded(
-    model: ir.Model, inputs: Inputs, component: str, recipe: Recipe, settings: Activations, outputs: bool
+    model: ir.Model, inputs: Inputs, component: str, recipe: Recipe, settings: Activations, for_onnxruntime: bool
 ) -> ir.Model:
-    """The model with activations rounded to the ranges that their statistics ask for."""
-    from ..compress.activations import quantize_activations
+    """The model with activations rounded to the ranges that their statistics ask for.
+
+    ONNX Runtime computes a convolution in integers only if it makes them.
+    """
+    from ..compress import activations
     from ..compress.ranges import choose_range
 
     assert settings.range != "dynamic"  # such a recipe measures nothing for this
     parts, method = inputs.by_timestep or (inputs.statistics,), settings.range
     ranges = {name: [choose_range(part[name], method, settings.symmetric) for part in parts] for name in parts[0]}
     quantized = partial(recipe.computes_in_integers, component)
-    return quantize_activations(
-        model, ranges, quantized, settings.products, outputs, settings.symmetric, inputs.boundaries
-    )
+    codes = activations.unsigned_symmetric_codes if for_onnxruntime else activations.symmetric_codes
+    return activations.quantize_activations(
+        model, ranges, quantized, settings.products, for_onnxruntime,
+        codes if settings.symmetric else None, inputs.boundaries,
+    )  # fmt: skip
 
 
 def _write_model(

@@ -7,7 +7,13 @@ import onnxruntime
 import pytest
 from graphs import CHANNELS, FLOAT, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
-from outzoom.compress.activations import activations, quantize_activations
+from outzoom.compress.activations import (
+    activations,
+    asymmetric_codes,
+    quantize_activations,
+    symmetric_codes,
+    unsigned_symmetric_codes,
+)
 from outzoom.compress.bias import biases_apart
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.ranges import choose_range
@@ -38,11 +44,12 @@ def measured(model, names):
     return found
 
 
-def quantized(*, outputs, products=False, layers=everything, symmetric=False):
+def quantized(*, outputs, products=False, layers=everything, codes=asymmetric_codes):
     model = small_model()
     names = activations(model, layers, products, outputs)
+    symmetric = codes is not asymmetric_codes
     ranges = {name: [choose_range(one, "minmax", symmetric)] for name, one in measured(model, names).items()}
-    return quantize_activations(model, ranges, layers, products, outputs, symmetric)
+    return quantize_activations(model, ranges, layers, products, outputs, codes)
 
 
 def count(model, kind):
@@ -87,7 +94,7 @@ def test_values_beyond_the_range_are_clipped():
     assert not np.allclose(run(small_model(), inputs(1)), run(small_model(), inputs(2)), rtol=0, atol=0.1)
 
 
-def rounding_model(low, high, symmetric):
+def rounding_model(low, high, codes):
     """rows (1, 32), rounded as if for a product with the unit matrix."""
     rows = ir.Value(name="rows", shape=ir.Shape([1, 32]), type=FLOAT)
     weight = initializer("linear.weight", np.eye(32, dtype=np.float32))
@@ -95,22 +102,23 @@ def rounding_model(low, high, symmetric):
     out = named(product, "out", [1, 32])
     graph = ir.Graph([rows], [out], nodes=[product], initializers=[weight], opset_imports={"": 21}, name="g")
     model = ir.Model(graph, ir_version=10)
-    return quantize_activations(model, {"rows": [(low, high)]}, everything, False, False, symmetric)
+    return quantize_activations(model, {"rows": (low, high)}, everything, False, False, codes)
 
 
-def test_symmetric_codes_by_hand():
+@pytest.mark.parametrize("codes", [symmetric_codes, unsigned_symmetric_codes])
+def test_symmetric_codes_by_hand(codes):
     """A step is a 127th of the end, 0 is exact, and what is beyond the ends is clipped to a code of int8."""
     rows = np.zeros((1, 32), np.float32)
     rows[0, :6] = 127, 0.4, 0.6, -5.5, 300, -300
-    found = run(rounding_model(-127.0, 127.0, symmetric=True), {"rows": rows})[0]
+    found = run(rounding_model(-127.0, 127.0, codes), {"rows": rows})[0]
     assert found[:4].tolist() == [127, 0, 1, -6]  # halves go to the even code
     assert found[4] == 127
-    assert found[5] in (-127, -128)  # int8 has one code more there
+    assert found[5] == -128  # there is one code more there
     assert found[6:].tolist() == [0] * 26
 
 
 def test_symmetric_codes_are_int8_with_zero_for_zero():
-    model = quantized(outputs=True, symmetric=True)
+    model = quantized(outputs=True, codes=symmetric_codes)
     points = [value for name, value in model.graph.initializers.items() if name.endswith(".zero_point")]
     assert len(points) == 4
     for value in points:
@@ -119,16 +127,16 @@ def test_symmetric_codes_are_int8_with_zero_for_zero():
     assert 28 < snr_db(run(small_model()), run(model)) < 60
 
 
-def integer_model(folder, symmetric):
+def integer_model(folder, codes):
     recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("Conv", "MatMul"), engine="int8"),))
     writer = PackedWriter(folder / "packed.safetensors", True)
-    return compress_weights(quantized(outputs=True, symmetric=symmetric), "unet", recipe, writer)[0]
+    return compress_weights(quantized(outputs=True, codes=codes), "unet", recipe, writer)[0]
 
 
 def test_openvino_computes_symmetric_codes_in_integers(tmp_path):
     import openvino
 
-    model = integer_model(tmp_path, symmetric=True)
+    model = integer_model(tmp_path, symmetric_codes)
     read = openvino.Core().read_model(ir.to_proto(model).SerializeToString())
     compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(inputs())[0]
@@ -150,9 +158,9 @@ def executed_operators(model, folder):
     return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_onnx_runtime_computes_the_layers_in_integers(tmp_path, symmetric):
-    model = integer_model(tmp_path, symmetric)
+@pytest.mark.parametrize("codes", [asymmetric_codes, symmetric_codes, unsigned_symmetric_codes])
+def test_onnx_runtime_computes_the_layers_in_integers(tmp_path, codes):
+    model = integer_model(tmp_path, codes)
     operators = executed_operators(model, tmp_path)
     assert "QLinearConv" in operators
     assert "Conv" not in operators

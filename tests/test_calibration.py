@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
 from conftest import DEMO, ROOT
 

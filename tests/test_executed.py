@@ -109,30 +109,33 @@ def test_the_summary_by_hand():
     assert found.unmet == ("b.weight: float32, not int8", "d: unknown, not int8")
 
 
-def operator(**info):
+def operator(name, **info):
     words = {key: SimpleNamespace(astype=lambda kind, value=value: kind(value)) for key, value in info.items()}
-    return SimpleNamespace(get_rt_info=lambda: words)
+    return SimpleNamespace(get_rt_info=lambda: words, get_friendly_name=lambda: name)
 
 
 def test_openvinos_primitives_by_hand():
     """Its runtime precision is the widest of the inputs', int8 for weights alone; its name ends with the data's."""
-    products = [Product(name, f"{name}.sum", name, "MatMul", None) for name in "abcde"]
+    products = [Product(name, f"{name}.sum", name, "MatMul", None) for name in "abcdef"]
     found = [
         ("a", "FullyConnected", "brgemm_avx512_amx_I8", "u8"),
         ("b.sum,gelu", "FullyConnected", "brgemm_avx512_amx_bf16", "i8"),
         ("c,Multiply_1", "FullyConnected", "brgemm_avx512_amx_bf16", "bf16"),
         ("x,d", "FullyConnected", "brgemm_avx512_amx_sparse_I8", "u8"),
+        ("f,f/DequantizationMultiply,Add_2", "MatMul", "brgemm_avx512_i8", "i8"),
         ("e", "Reorder", "reorder_f32", "f32"),  # moves what e makes, and computes nothing
     ]
-    operators = [
-        operator(originalLayersNames=names, layerType=kind, primitiveType=primitive, runtimePrecision=precision)
-        for names, kind, primitive, precision in found
-    ]
+    operators = []
+    for names, kind, primitive, precision in found:
+        name, _, originals = names.partition(",")
+        words = {"layerType": kind, "primitiveType": primitive, "runtimePrecision": precision}
+        operators.append(operator(name, originalLayersNames=originals, **words))
     assert compiled_to(products, SimpleNamespace(get_ops=lambda: operators)) == {
         "a": Ran("int8"),
         "b": Ran("int8 weights"),
         "c": Ran("bfloat16"),
         "d": Ran("int8", sparse=True),
+        "f": Ran("int8"),
     }
 
 
