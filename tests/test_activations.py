@@ -102,7 +102,7 @@ def rounding_model(low, high, codes):
     out = named(product, "out", [1, 32])
     graph = ir.Graph([rows], [out], nodes=[product], initializers=[weight], opset_imports={"": 21}, name="g")
     model = ir.Model(graph, ir_version=10)
-    return quantize_activations(model, {"rows": (low, high)}, everything, False, False, codes)
+    return quantize_activations(model, {"rows": [(low, high)]}, everything, False, False, codes)
 
 
 @pytest.mark.parametrize("codes", [symmetric_codes, unsigned_symmetric_codes])
