@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +34,7 @@ from .results import Latency
 TARGETS = ("openvino-cpu", "onnxruntime")
 RECIPES = ("fp16", "int8", "int4", str(Path(__file__).parent / "recipes" / "linear-int4.toml"))
 REFERENCE = "fp32"
+COMMAND = "python -m outzoom.benchmarks.compression CHECKPOINT --work DIR --out RESULT.json --rivals ENVIRONMENTS"
 FAILURES = (OutzoomError, OSError, MemoryError, RuntimeError, ValueError, KeyError)  # whatever a package raises
 
 
@@ -99,7 +99,7 @@ def _measured(compressor: Compressor, task: Task, references: Sequence[Array]) -
         figures["running_peak_rss_bytes"] = max(run.peak_rss_bytes for run in runs)
         return {**figures, **distances([run.output for run in runs], references)}
     except FAILURES as error:
-        return {**figures, "error": _text(error)}
+        return {**figures, "error": _text(error, task)}
 
 
 def _engine(compressor: Compressor, task: Task, figures: dict[str, Any]) -> EngineFile:
@@ -155,7 +155,7 @@ def _time(
             for name, ms in samples_ms.items():
                 timed.setdefault(name, {**msgspec.to_builtins(Latency.of(ms)), "ratio_to_fp32": _ratio(ms, exact_ms)})
     except FAILURES as error:
-        file.save("timing", {target: {"load_before": load, "engines": {}, "error": _text(error)}})
+        file.save("timing", {target: {"load_before": load, "engines": {}, "error": _text(error, task)}})
         return
     file.save("timing", {target: {"rounds": rounds, "load_before": load, "groups": groups, "engines": timed}})
 
@@ -185,8 +185,10 @@ def _load() -> float:
     return round(float(psutil.getloadavg()[0]), 2)
 
 
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, OutzoomError) else f"{type(error).__name__}: {error}"
+def _text(error: Exception, task: Task) -> str:
+    """What an error says, the folder of the work being DIR."""
+    text = str(error) if isinstance(error, OutzoomError) else f"{type(error).__name__}: {error}"
+    return text.replace(str(task.work), "DIR")
 
 
 def main() -> int:
@@ -221,7 +223,7 @@ def _run(args: argparse.Namespace) -> None:
     file.save(
         None,
         {
-            "command": shlex.join(["python", "-m", "outzoom.benchmarks.compression", *sys.argv[1:]]),
+            "command": COMMAND,
             "date": time.strftime("%Y-%m-%d"), "checkpoint": task.opened.name, "size": task.opened.native_side,
             "machine": machine.cpu_model, "cores": machine.usable_cores, "packages": machine.packages,
             "calibration": {"keyframes": args.keyframes, "steps": args.steps},

@@ -114,7 +114,7 @@ def run_measured(
 ) -> dict[str, Any]:
     """Run a command: its wall time, and the most memory that it or one of its children had at a time.
 
-    What it prints goes into `output`. Raises OutzoomError with the end of what it said when it fails; when
+    What it prints goes into `output`. Raises OutzoomError with its cost and the end of what it said when it fails; when
     interrupted, the command ends before this returns.
     """
     started = time.monotonic()
@@ -130,7 +130,8 @@ def run_measured(
         log.seek(0)
         said = log.read().decode(errors="replace")[-SAID_CHARACTERS:]
     if process.returncode:
-        raise OutzoomError(f"{shlex.join(command)} failed with exit code {process.returncode}:\n{said}")
+        cost = f"{seconds:.0f} s, with a peak of {max(peaks.values()) / 2**30:.1f} GiB"
+        raise OutzoomError(f"exit code {process.returncode} after {cost}: {shlex.join(command)}\n{said}")
     return {
         "command": shlex.join([Path(command[0]).name, *command[1:]]),
         "wall_seconds": round(seconds, 1),

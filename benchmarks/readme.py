@@ -212,9 +212,10 @@ def _compressed(one: dict[str, Any], step: dict[str, Any] | None) -> list[str]:
 
 
 def _failed(error: str) -> list[str]:
-    """The last line of an error, in a row of cells that are empty otherwise."""
-    said = [line.strip() for line in error.splitlines() if line.strip()]
-    return ["fails: " + (said[-1] if said else "no message")[:ERROR_CHARACTERS].replace("|", "\\|"), *[""] * 6]
+    """How an error begins, and its last line, in a row of cells that are empty otherwise."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    said = lines[0] if len(lines) == 1 else f"{lines[0].partition(':')[0]}: {lines[-1]}"
+    return [f"fails: {said[:ERROR_CHARACTERS]}".replace("|", "\\|"), *[""] * 6]
 
 
 Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]

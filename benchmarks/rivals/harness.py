@@ -37,13 +37,18 @@ def feeds(folder: Path) -> Iterator[dict[str, Any]]:
             yield dict(stored)
 
 
+def peak_rss_bytes() -> int:
+    """The most memory that this process had so far."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
 def report(model: str, packages: list[str], **more: Any) -> None:
     """Print what the script made, in how many seconds since its start, with how much memory at most."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     made = {
         "model": model,
         "seconds": round(time.monotonic() - STARTED, 2),
-        "peak_rss_bytes": int(status["VmHWM"].split()[0]) * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
         "packages": {package: version(package) for package in packages},
     }
     print(json.dumps({**made, **more}))

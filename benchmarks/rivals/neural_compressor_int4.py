@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from harness import arguments, feeds, report
+from harness import arguments, feeds, peak_rss_bytes, report
 from neural_compressor.torch.quantization import RTNConfig, convert, prepare
 
 
@@ -32,11 +32,11 @@ def main() -> None:
     config = RTNConfig(dtype="int", bits=4, group_size=64, use_sym=True)
     model = convert(prepare(model, config))
     model.save(str(args.out))
-    compressed_in = time.monotonic()
+    compressed, peak = time.monotonic(), peak_rss_bytes()
     seconds = run_held_out(model, args.held_out, args.outputs)
     report(
-        "", ["neural-compressor", "torch", "diffusers"], step_seconds=seconds,
-        running_seconds=round(time.monotonic() - compressed_in, 2),
+        "", ["neural-compressor", "torch", "diffusers"], peak_rss_bytes=peak, step_seconds=seconds,
+        running_seconds=round(time.monotonic() - compressed, 2),
     )  # fmt: skip
 
 
