@@ -73,7 +73,7 @@ def measure(
         warnings=tuple(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
     )
     report("what the engines compute in")
-    return _with_executed(result, zoom.inpainting)
+    return with_executed(result, zoom.inpainting)
 
 
 def _open(bundle: Path, spawned_at: float) -> tuple[Zoom, OpenResult, dict[str, float]]:
@@ -105,7 +105,7 @@ def _measure_components(
     return results
 
 
-def _with_executed(result: BundleResult, inpainting: Inpainting) -> BundleResult:
+def with_executed(result: BundleResult, inpainting: Inpainting) -> BundleResult:
     """The result with what each engine computes in, which is loaded once more for that."""
     try:
         from .executed import executed

@@ -31,9 +31,18 @@ from outzoom.benchmarks import (
 )
 from outzoom.benchmarks.bench import reference_of, unique_names
 from outzoom.benchmarks.machine import busy_warning, describe_machine
+from outzoom.benchmarks.measure import with_executed
 from outzoom.benchmarks.report import digits, similarity
-from outzoom.benchmarks.results import Latency
-from outzoom.runtime import MissingPackageError, OutzoomError, UserError, load_image, open_manifest, save_png
+from outzoom.benchmarks.results import Executed, Latency
+from outzoom.runtime import (
+    Inpainting,
+    MissingPackageError,
+    OutzoomError,
+    UserError,
+    load_image,
+    open_manifest,
+    save_png,
+)
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\frac{"
 LONG_PROMPT = "a meadow " * 60
@@ -216,8 +225,54 @@ def test_the_page_has_rows_and_bars_of_hoisted_parts_where_a_bundle_has_them(hoi
     for title, chart in zip(titles, charts[:6], strict=True):
         assert f"{hoisted}: " in chart
         assert (f"{plain}: " in chart) == (title not in PARTS)
-    table = page.text.partition("First run, ms")[2].partition("The whole zoom")[0]
+    table = page.text.partition("First run, ms")[2].partition("What the engines compute in")[0]
     assert (table.count(plain), table.count(hoisted)) == (4, 6)
+
+
+def test_each_component_says_what_it_computes_in(either: Outcome) -> None:
+    for bundle in either.results.bundles:
+        for component in bundle.components.values():
+            assert component.executed is not None
+            kinds = [set(counts) for counts in component.executed.counts.values()]
+            assert kinds == [{"float32"}] * len(kinds)
+            assert (component.executed.sparse_layers, component.executed.unmet) == (0, ())
+        unet = bundle.components["unet"].executed
+        assert unet is not None
+        assert unet.counts.keys() == {"Conv", "MatMul", "attention"}
+
+
+def test_what_engines_compute_in_is_left_out_where_no_package_reads_their_graphs(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {
+        name: msgspec.structs.replace(component, executed=None)
+        for name, component in outcome.results.bundles[0].components.items()
+    }
+    result = msgspec.structs.replace(outcome.results.bundles[0], components=without)
+    inpainting = Inpainting(open_manifest(outcome.bundles[0]))
+    assert with_executed(result, inpainting) == outcome.results.bundles[0]
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert with_executed(result, inpainting) == result
+    results = msgspec.structs.replace(outcome.results, bundles=(result,))
+    assert "What the engines compute in" not in render(outcome, results)
+
+
+def test_the_page_shows_what_engines_compute_in_and_the_time_to_that_of_fp16(outcome: Outcome) -> None:
+    exact, other, _ = outcome.results.bundles
+    unet = exact.components["unet"]
+    latency = msgspec.structs.replace(unet.latency, median_ms=unet.latency.median_ms / 4)
+    executed = Executed({"Conv": {"int8": 7, "float32": 2}}, 3, ("conv_out.weight: float32, not int8",))
+    half = msgspec.structs.replace(
+        exact, name="half", recipe="fp16",
+        components={**exact.components, "unet": msgspec.structs.replace(unet, latency=latency, executed=executed)},
+    )  # fmt: skip
+    page = Page(render(outcome, msgspec.structs.replace(outcome.results, bundles=(half, exact, other))))
+    table = page.text.partition("What the engines compute in")[2].partition("The whole zoom")[0]
+    rows = table.partition("UNet, one pass")[2].partition("VAE encoder")[0]
+    assert re.search(r"half\s+7 int8, 2 float32\s+\S\s+\S\s+3\s+1\s+1\.00", rows)
+    assert re.search(exact.name + r"\s.*none\s+none\s+4\.00", rows, re.DOTALL)
+    assert re.search(other.name + r"\s.*none\s+none\s+\D\s", rows, re.DOTALL)
+    assert "conv_out.weight: float32, not int8" in table
 
 
 # ------------------------------------------------------------------------------------------ quality
