@@ -38,22 +38,28 @@ def activations(model: ir.Model, quantized: Quantized, products: bool, outputs: 
     return found
 
 
-def quantize_activations(
-    model: ir.Model, ranges: Mapping[str, Sequence[Range]], quantized: Quantized, products: bool, outputs: bool,
-    codes: Callable[[Range], Codes] | None = None, boundaries: Sequence[float] = (),
-) -> ir.Model:  # fmt: skip
-    """A copy of `model` with the tensors that `activations` names rounded to 256 even steps of their ranges.
+def product_factors(model: ir.Model) -> set[str]:
+    """The tensors that are multiplied by each other, as in attention."""
+    products = (node for node in model.graph if node.op_type == "MatMul" and len(_inputs(node)) == 2)
+    return {str(value.name) for node in products for value in _inputs(node)}
 
-    `codes` makes scale and zero point of a range, by default `asymmetric_codes`. A tensor has one range, or with
-    `boundaries`, ascending, one for each part of the schedule that they divide: the first for timesteps below the
-    first of them. Weights are left as they are: it is for whoever compresses them to make them eight bits as well.
+
+def quantize_activations(
+    model: ir.Model, codes: Mapping[str, Sequence[Codes]], quantized: Quantized, products: bool, outputs: bool,
+    boundaries: Sequence[float] = (),
+) -> ir.Model:  # fmt: skip
+    """A copy of `model` with the tensors that `activations` names rounded to whole codes.
+
+    A tensor has one scale and zero point, or with `boundaries`, ascending, one for each part of the schedule that they
+    divide: the first for timesteps below the first of them. Weights are left as they are: it is for whoever compresses
+    them to make them eight bits as well.
     """
-    model, codes = model.clone(), codes or asymmetric_codes
+    model = model.clone()
     group = _group(model, boundaries) if boundaries else None
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
-        rounded[value] = _round(model, value, list(map(codes, ranges[str(value.name)])), group)
+        rounded[value] = _round(model, value, codes[str(value.name)], group)
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
     made = set(rounded.values())
@@ -61,7 +67,7 @@ def quantize_activations(
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
                 if source not in rounded:
-                    rounded[source] = _round(model, source, list(map(codes, ranges[str(source.name)])), group)
+                    rounded[source] = _round(model, source, codes[str(source.name)], group)
                 node.replace_input_with(position, rounded[source])
         if node.op_type == "MatMul":
             _keep_bias_apart(model, node)

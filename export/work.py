@@ -137,20 +137,25 @@ def _rounded(
 ) -> ir.Model:
     """The model with activations rounded to the ranges that their statistics ask for.
 
-    ONNX Runtime computes a convolution in integers only if it makes them.
+    ONNX Runtime computes a convolution in integers only if it makes them; OpenVINO a product of two activations only if
+    both have the code 0 for zero.
     """
     from ..compress import activations
     from ..compress.ranges import choose_range
 
     assert settings.range != "dynamic"  # such a recipe measures nothing for this
-    parts, method = inputs.by_timestep or (inputs.statistics,), settings.range
-    ranges = {name: [choose_range(part[name], method, settings.symmetric) for part in parts] for name in parts[0]}
+    parts = inputs.by_timestep or (inputs.statistics,)
+    factors = set[str]() if for_onnxruntime else activations.product_factors(model)
+    centred = {name for name, one in parts[0].items() if settings.symmetric or (name in factors and one.low < 0)}
+    symmetric_codes = activations.unsigned_symmetric_codes if for_onnxruntime else activations.symmetric_codes
+    codes = {}
+    for name in parts[0]:
+        ranges = [choose_range(part[name], settings.range, name in centred) for part in parts]
+        codes[name] = [(symmetric_codes if name in centred else activations.asymmetric_codes)(one) for one in ranges]
     quantized = partial(recipe.computes_in_integers, component)
-    codes = activations.unsigned_symmetric_codes if for_onnxruntime else activations.symmetric_codes
     return activations.quantize_activations(
-        model, ranges, quantized, settings.products, for_onnxruntime,
-        codes if settings.symmetric else None, inputs.boundaries,
-    )  # fmt: skip
+        model, codes, quantized, settings.products, for_onnxruntime, inputs.boundaries
+    )
 
 
 def _write_model(

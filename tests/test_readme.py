@@ -15,7 +15,9 @@ def test_what_could_not_compress_has_a_row_with_the_beginning_and_the_end_of_its
         "checkpoint": "demo", "size": 128, "machine": "CPU", "cores": 2, "runs": 8, "held_out_runs": 2, "timing": {},
         "results": {"other-int8": {"load_before": 0.1, "error": "exit code 1: a\nb\nno | memory\n"}},
     }  # fmt: skip
-    assert compression(result).splitlines()[-1] == "| other-int8 | fails: exit code 1: no \\| memory |  |  |  |  |  |  |"
+    assert (
+        compression(result).splitlines()[-1] == "| other-int8 | fails: exit code 1: no \\| memory |  |  |  |  |  |  |"
+    )
 
 
 def test_pictures_and_pages_that_the_readme_shows_exist():
