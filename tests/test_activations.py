@@ -10,6 +10,7 @@ from graphs import CHANNELS, FLOAT, SIDE, initializer, inputs, named, run, sessi
 from outzoom.compress.activations import (
     activations,
     asymmetric_codes,
+    product_factors,
     quantize_activations,
     symmetric_codes,
     unsigned_symmetric_codes,
@@ -48,8 +49,8 @@ def quantized(*, outputs, products=False, layers=everything, codes=asymmetric_co
     model = small_model()
     names = activations(model, layers, products, outputs)
     symmetric = codes is not asymmetric_codes
-    ranges = {name: [choose_range(one, "minmax", symmetric)] for name, one in measured(model, names).items()}
-    return quantize_activations(model, ranges, layers, products, outputs, codes)
+    found = {name: [codes(choose_range(one, "minmax", symmetric))] for name, one in measured(model, names).items()}
+    return quantize_activations(model, found, layers, products, outputs)
 
 
 def count(model, kind):
@@ -79,16 +80,17 @@ def test_each_activation_is_rounded_once_and_the_result_is_near(outputs):
 def test_the_callers_model_is_not_touched():
     model = small_model()
     nodes = [node.op_type for node in model.graph]
-    quantize_activations(model, {"picture": [(-3.0, 3.0)], "rows": [(-9.0, 9.0)], "embedded": [(-3.0, 3.0)]},
-                         everything, products=False, outputs=False)  # fmt: skip
+    codes = dict.fromkeys(("picture", "rows", "embedded"), (asymmetric_codes((-9.0, 9.0)),))
+    quantize_activations(model, codes, everything, products=False, outputs=False)
     assert [node.op_type for node in model.graph] == nodes
     assert "picture.scale" not in model.graph.initializers
 
 
 def test_values_beyond_the_range_are_clipped():
     model = small_model()
-    ranges = {"picture": [(0.0, 0.0)], "rows": [(-9.0, 9.0)], "embedded": [(0.0, 0.0)]}
-    made = quantize_activations(model, ranges, everything, products=False, outputs=False)
+    ranges = {"picture": (0.0, 0.0), "rows": (-9.0, 9.0), "embedded": (0.0, 0.0)}
+    codes = {name: [asymmetric_codes(ends)] for name, ends in ranges.items()}
+    made = quantize_activations(model, codes, everything, products=False, outputs=False)
     # nothing of picture or words gets through: the smallest range there is, 1e-12, is not quite nothing
     assert np.allclose(run(made, inputs(1)), run(made, inputs(2)), rtol=0, atol=1e-9)
     assert not np.allclose(run(small_model(), inputs(1)), run(small_model(), inputs(2)), rtol=0, atol=0.1)
@@ -102,7 +104,7 @@ def rounding_model(low, high, codes):
     out = named(product, "out", [1, 32])
     graph = ir.Graph([rows], [out], nodes=[product], initializers=[weight], opset_imports={"": 21}, name="g")
     model = ir.Model(graph, ir_version=10)
-    return quantize_activations(model, {"rows": [(low, high)]}, everything, False, False, codes)
+    return quantize_activations(model, {"rows": [codes((low, high))]}, everything, False, False)
 
 
 @pytest.mark.parametrize("codes", [symmetric_codes, unsigned_symmetric_codes])
@@ -179,8 +181,8 @@ def test_a_bias_stays_apart_from_the_product_that_it_is_added_to(tmp_path):
     model.graph.insert_before(add, biased)
     add.replace_input_with(0, named(biased, "biased", [1, SIDE * SIDE, CHANNELS]))
     names = activations(model, everything, products=False, outputs=False)
-    ranges = {name: [choose_range(one, "minmax")] for name, one in measured(model, names).items()}
-    made = quantize_activations(model, ranges, everything, products=False, outputs=False)
+    codes = {name: [asymmetric_codes(choose_range(one, "minmax"))] for name, one in measured(model, names).items()}
+    made = quantize_activations(model, codes, everything, products=False, outputs=False)
     recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("MatMul",), engine="int8"),))
     made, _ = compress_weights(made, "unet", recipe, PackedWriter(tmp_path / "packed.safetensors", True))
     assert snr_db(run(model), run(made)) > 28
@@ -205,7 +207,7 @@ def timed_model():
 
 @pytest.mark.parametrize(("timestep", "part"), [(0, 0), (99, 0), (100, 1), (499, 1), (500, 2), (999, 2)])
 def test_a_timestep_has_the_ranges_of_its_part_of_the_schedule(timestep, part):
-    parts = [(-1.0, 1.0), (-2.0, 3.0), (-9.0, 9.0)]
+    parts = [asymmetric_codes(ends) for ends in ((-1.0, 1.0), (-2.0, 3.0), (-9.0, 9.0))]
     names = activations(small_model(), everything, products=False, outputs=True)
     in_parts = quantize_activations(
         timed_model(), dict.fromkeys(names, parts), everything, products=False, outputs=True, boundaries=[100, 500]
@@ -220,11 +222,23 @@ def test_a_timestep_has_the_ranges_of_its_part_of_the_schedule(timestep, part):
 def test_onnx_runtime_computes_in_integers_with_ranges_by_timestep(tmp_path):
     model = biases_apart(timed_model())
     names = activations(model, everything, products=False, outputs=True)
-    ranges = {name: [(-3.0, 3.0), (-9.0, 9.0)] for name in names}
-    model = quantize_activations(model, ranges, everything, products=False, outputs=True, boundaries=[500])
+    parts = asymmetric_codes((-3.0, 3.0)), asymmetric_codes((-9.0, 9.0))
+    model = quantize_activations(
+        model, dict.fromkeys(names, parts), everything, products=False, outputs=True, boundaries=[500]
+    )
     recipe = Recipe("test", "", "float32", "float32", 0.0, True, (Rule(operators=("Conv", "MatMul"), engine="int8"),))
     model, _ = compress_weights(model, "unet", recipe, PackedWriter(tmp_path / "packed.safetensors", True))
     operators = executed_operators(model, tmp_path)
     assert "QLinearConv" in operators
     assert {"MatMulIntegerToFloat", "QLinearMatMul"} & set(operators)
     assert not {"Conv", "MatMul"} & set(operators)
+
+
+def test_factors_of_products_are_those_that_are_both_activations():
+    model = small_model()
+    assert product_factors(model) == set()
+    (product,) = (node for node in model.graph if node.op_type == "MatMul")
+    turned = ir.node("Transpose", [product.inputs[0]], {"perm": [0, 2, 1]})
+    other = ir.node("MatMul", [named(turned, "turned", [1, CHANNELS, SIDE * SIDE]), product.inputs[0]])
+    model.graph.insert_after(product, [turned, other])
+    assert product_factors(model) == {"turned", "rows"}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from outzoom.compress.activations import quantize_activations
+from outzoom.compress.activations import asymmetric_codes, quantize_activations
 from outzoom.compress.inputs import Inputs
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.ranges import choose_range
@@ -84,8 +84,9 @@ def test_a_smoothed_graph_computes_the_same_and_its_inputs_are_even(tmp_path):
 def rounded(model, recipe, folder):
     """A model with weights and activations of eight bits."""
     folder.mkdir()
-    ranges = {name: [choose_range(one, "minmax")] for name, one in measured(model, folder).statistics.items()}
-    quantized = quantize_activations(model, ranges, lambda operator, layer: True, products=False, outputs=False)
+    statistics = measured(model, folder).statistics
+    codes = {name: [asymmetric_codes(choose_range(one, "minmax"))] for name, one in statistics.items()}
+    quantized = quantize_activations(model, codes, lambda operator, layer: True, products=False, outputs=False)
     return compress_weights(quantized, "unet", recipe, PackedWriter(folder / "packed", False))[0]
 
 
