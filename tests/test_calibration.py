@@ -133,11 +133,13 @@ def test_onnx_runtime_multiplies_dynamically_in_integers(compressed):
     assert "conv_in.weight computes in float: a Conv does not take ranges that change" in log
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_symmetric_codes_compute_in_integers_just_like_others(compressed, target):
-    symmetric, _ = unet_of(compressed[f"{target}-symmetric"])
-    asymmetric, _ = unet_of(compressed[f"{target}-integers"])
+def test_symmetric_codes_compute_in_integers_wherever_others_do(compressed):
+    symmetric, _ = unet_of(compressed["onnxruntime-symmetric"])
+    asymmetric, _ = unet_of(compressed["onnxruntime-integers"])
     assert symmetric == asymmetric
+    symmetric, totals = unet_of(compressed["openvino-cpu-symmetric"])
+    assert symmetric.counts["Conv"] == {"int8": totals["Conv"]}
+    assert symmetric.counts["MatMul"] == {"int8": totals["MatMul"]}
 
 
 @pytest.mark.parametrize("target", TARGETS)
