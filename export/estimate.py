@@ -76,11 +76,8 @@ ENGINE_RATES = {  # of work.compile_engine, by target
     ),
 }  # fmt: skip
 
-RUNS = {  # what runs on recorded inputs, and the time that it takes beside that of the runs
-    calibration.record_trajectories: 1.0,
-    calibration.measure_activations: 2.0,
-    sensitivity.measure_sensitivity: 1.0,
-}
+# What runs engines on recorded inputs, a segment after another: counted at the rates of what checks engines.
+RUNS = (calibration.record_trajectories, calibration.measure_activations, sensitivity.measure_sensitivity)
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,7 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
         + min(max(4 * weights[name].parameters for name in components), SEGMENT_BYTES)
         + rates.activations * pixels * max(ACTIVATION_BYTES[name] for name in components)
     )
-    return Cost(RUNS[stage.work] * rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
+    return Cost(rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
 
 
 def _bundle_bytes(bundle: BundlePlan, weights: Mapping[str, Weights]) -> int:

@@ -420,7 +420,7 @@ def test_the_estimate_of_a_calibration_counts_the_runs_of_its_zooms(full_size, f
     unet, zooms = (full_size_costs[name] for name in ("unet: measure activations, int8", "zoom for calibration"))
     assert 1 / 1.5 <= unet.seconds / BUSY_JOBS / runs / measured <= 1.5
     assert zooms.seconds > unet.seconds
-    assert zooms.peak_memory_bytes > 4 * 1.29e9  # all engines, in float32
+    assert 1.7 * 2**30 < zooms.peak_memory_bytes < 3 * 2**30  # a segment of one engine at a time; 1.7 GiB were measured
 
 
 def test_every_weight_of_the_vae_is_the_encoders_or_the_decoders(tiny_checkpoint):

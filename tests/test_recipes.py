@@ -93,7 +93,9 @@ def test_a_missing_file_is_named(tmp_path):
         pytest.param(
             GOOD + "[[rules]]\nstore = { method = 'int4', block = 48 }\n", ["48", "16, 32, 64, 128"], id="a block"
         ),
-        pytest.param(GOOD + "activations = { ranges = 'mse' }\n", ["`ranges`", "range, products"], id="activations"),
+        pytest.param(
+            GOOD + "activations = { ranges = 'mse' }\n", ["`ranges`", "range, symmetric, products"], id="activations"
+        ),
     ],
 )
 def test_a_wrong_recipe_names_the_file_and_the_key(write, text, words):
