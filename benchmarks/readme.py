@@ -87,7 +87,7 @@ def demo_recipes(result: dict[str, Any]) -> str:
     lines += [
         "",
         "The steps were timed in turn, all engines of a target loaded in one process; there the idle threads of ONNX "
-        "Runtime's seven sessions take time from the one that runs, so that its steps take longer than alone.",
+        "Runtime's other sessions take time from the one that runs, so that its steps take longer than alone.",
     ]
     return "\n".join(lines)
 
