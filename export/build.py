@@ -34,6 +34,7 @@ from .sensitivity import CHOSEN
 from .stages import Event, Record
 
 LOG_NAME = "build.log"
+LEFT_SECONDS = 24 * 3600.0
 
 
 def build(plan: Plan, on_event: Callable[[str, str], None] = lambda kind, text: None) -> Iterator[Bundle]:
@@ -53,9 +54,22 @@ def build(plan: Plan, on_event: Callable[[str, str], None] = lambda kind, text: 
         packed = _pack(bundle)
         log.done(bundle)
         yield packed
-    for made in (work.write_onnx, work.compile_engine):  # large, and quickly made again
+    _clear_engines(plan)
+
+
+def _clear_engines(plan: Plan) -> None:
+    """Take out of the cache what is large and quickly made again: this plan's, and what was left by others a day ago.
+
+    What is newer may belong to another build that shares the cache.
+    """
+    own = {
+        stage.folder(plan.cache_folder)
+        for bundle in plan.bundles for engine in bundle.engines.values() for stage in all_stages(engine)
+    }  # fmt: skip
+    for made in (work.write_onnx, work.compile_engine):
         for folder in plan.cache_folder.glob(f"{made.__name__}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder in own or time.time() - folder.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class BuildLog:

@@ -228,6 +228,16 @@ def test_large_results_of_stages_are_cleared_away_and_small_ones_stay(make, tmp_
     assert left == {"hashes.json", "trace_component", "run_module"}
 
 
+def test_engines_of_another_build_stay_in_a_shared_cache_for_a_day(make, tmp_path):
+    cache = tmp_path / "cache"
+    for name in ("compile_engine-fresh", "write_onnx-stale"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / "write_onnx-stale", (0, 0))
+    make(cache=cache)
+    assert [path.name for path in cache.glob("compile_engine-*")] == ["compile_engine-fresh"]
+    assert not list(cache.glob("write_onnx-*"))
+
+
 def test_a_bundle_that_was_there_survives_a_rebuild_that_fails(make, tmp_path, tiny_bundles):
     kept = Path(shutil.copytree(tiny_bundles["onnxruntime-fp32"], tmp_path / "out" / "onnxruntime-strict"))
     with pytest.raises(OutzoomError):
