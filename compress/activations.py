@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .cast import initializer
-from .layers import ROUNDED, checkpoint_name
+from .layers import MIN_ELEMENTS, ROUNDED, checkpoint_name
 from .ranges import LEVELS, Range
 
 TIMESTEP = "timestep"  # the input of the UNet
@@ -165,8 +165,10 @@ def _nodes(model: ir.Model, quantized: Quantized, products: bool) -> Iterator[ir
     for node in model.graph:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
             weight = node.inputs[1]
-            if weight is not None and weight.is_initializer():
-                if quantized(node.op_type, checkpoint_name(str(weight.name))):
+            tensor = weight.const_value if weight is not None and weight.is_initializer() else None
+            if weight is not None and tensor is not None:
+                # a smaller weight stays in float, and what flows into it
+                if tensor.size >= MIN_ELEMENTS and quantized(node.op_type, checkpoint_name(str(weight.name))):
                     yield node
             elif products and node.op_type == "MatMul":
                 yield node

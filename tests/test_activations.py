@@ -69,6 +69,16 @@ def test_only_the_layers_that_are_asked_for_are_found():
     assert names == {"rows": -1}
 
 
+def test_what_flows_into_a_layer_too_small_to_be_compressed_is_not_rounded(monkeypatch):
+    assert activations(small_model(), everything, products=False, outputs=False).keys() == {
+        "picture",
+        "rows",
+        "embedded",
+    }
+    monkeypatch.setattr("outzoom.compress.activations.MIN_ELEMENTS", CHANNELS * CHANNELS + 1)
+    assert activations(small_model(), everything, products=False, outputs=False) == {"picture": 1}
+
+
 @pytest.mark.parametrize("outputs", [True, False])
 def test_each_activation_is_rounded_once_and_the_result_is_near(outputs):
     model = quantized(outputs=outputs)
