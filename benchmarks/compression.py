@@ -29,7 +29,7 @@ from ..runtime.files import atomic_file
 from .compressors import HELD_OUT_PROMPT, HELD_OUT_SEED, TORCH, Compressor, Ours, Rival, Task, rivals
 from .engines import EngineFile, outputs, time_in_turn
 from .machine import describe_machine
-from .results import Latency
+from .results import Latency, ratio_of
 
 TARGETS = ("openvino-cpu", "onnxruntime")
 RECIPES = ("fp16", "int8", "int4", str(Path(__file__).parent / "recipes" / "linear-int4.toml"))
@@ -153,7 +153,7 @@ def _time(
             samples_ms = time_in_turn({name: engines[name] for name in group}, task.held_out[0], rounds)
             exact_ms = samples_ms[reference]
             for name, ms in samples_ms.items():
-                timed.setdefault(name, {**msgspec.to_builtins(Latency.of(ms)), "ratio_to_fp32": _ratio(ms, exact_ms)})
+                timed.setdefault(name, {**msgspec.to_builtins(Latency.of(ms)), "ratio_to_fp32": ratio_of(ms, exact_ms)})
     except FAILURES as error:
         file.save("timing", {target: {"load_before": load, "engines": {}, "error": _text(error, task)}})
         return
@@ -170,12 +170,6 @@ def in_memory(peaks_bytes: dict[str, int], reference: str, available_bytes: int)
             groups.append([reference])
         groups[-1].append(name)
     return groups or [[reference]]
-
-
-def _ratio(samples_ms: Sequence[float], reference_ms: Sequence[float]) -> dict[str, float]:
-    """Of each round's times: median, 10th and 90th percentile."""
-    values = np.percentile(np.divide(samples_ms, reference_ms), (50, 10, 90)).round(4).tolist()
-    return dict(zip(("median", "p10", "p90"), values, strict=True))
 
 
 def _load() -> float:

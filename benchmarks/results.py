@@ -35,6 +35,12 @@ class Latency(msgspec.Struct, frozen=True):
         return self.p10_ms <= other.p90_ms and other.p10_ms <= self.p90_ms
 
 
+def ratio_of(samples_ms: Sequence[float], reference_ms: Sequence[float]) -> dict[str, float]:
+    """Of the ratios of timings taken in the same rounds: median, 10th and 90th percentile."""
+    values = np.percentile(np.divide(samples_ms, reference_ms), (50, 10, 90)).round(4).tolist()
+    return dict(zip(("median", "p10", "p90"), values, strict=True))
+
+
 class Executed(msgspec.Struct, frozen=True):
     """What an engine computes its products in.
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .cast import initializer
-from .layers import MIN_ELEMENTS, ROUNDED, checkpoint_name
-from .ranges import LEVELS, Range
+from .cast import initializer, insert_after
+from .layers import ROUNDED, find_layers
+from .ranges import INT8_MAX, LEVELS, Range
 
 TIMESTEP = "timestep"  # the input of the UNet
-INT8_MAX = 127
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
@@ -123,20 +122,16 @@ def _round(model: ir.Model, value: ir.Value, codes: Sequence[Codes], group: ir.V
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *parameters])
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{value.name}.codes", f"{value.name}{ROUNDED}"
     dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
-    earlier = value.producer() or parameters[0].producer()  # entries of tables are taken before all else
-    if earlier is not None:
-        model.graph.insert_after(earlier, [quantize, dequantize])
-    else:
-        model.graph.insert_before(model.graph[0], [quantize, dequantize])
+    # entries of tables are taken before all else
+    insert_after(model, value if value.producer() else parameters[0], quantize, dequantize)
     return dequantize.outputs[0]
 
 
 def _entry(model: ir.Model, table: ir.Value, group: ir.Value) -> ir.Value:
     """The entry of a table for the part of the schedule; it is taken early, or engines would not fuse what uses it."""
-    node, maker = ir.node("Gather", [table, group]), group.producer()
-    assert maker is not None
+    node = ir.node("Gather", [table, group])
     node.outputs[0].name = f"{table.name}.now"
-    model.graph.insert_after(maker, node)
+    insert_after(model, group, node)
     return node.outputs[0]
 
 
@@ -162,15 +157,11 @@ def _keep_bias_apart(model: ir.Model, product: ir.Node) -> None:
 
 def _nodes(model: ir.Model, quantized: Quantized, products: bool) -> Iterator[ir.Node]:
     """The nodes whose inputs are rounded: those of quantized layers, and with `products` those of two activations."""
+    names = {layer.value: layer.name for layer in find_layers(model)}
     for node in model.graph:
-        if node.op_type in ("Conv", "MatMul", "Gemm"):
-            weight = node.inputs[1]
-            tensor = weight.const_value if weight is not None and weight.is_initializer() else None
-            if weight is not None and tensor is not None:
-                # a smaller weight stays in float, and what flows into it
-                if tensor.size >= MIN_ELEMENTS and quantized(node.op_type, checkpoint_name(str(weight.name))):
-                    yield node
-            elif products and node.op_type == "MatMul":
+        if node.op_type in ("Conv", "MatMul", "Gemm") and (weight := node.inputs[1]) is not None:
+            of_layer = weight in names and quantized(node.op_type, names[weight])
+            if of_layer or (products and node.op_type == "MatMul" and len(_inputs(node)) == 2):
                 yield node
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .int4 import FLOAT16_MAX
 from .layers import MIN_ELEMENTS
@@ -47,6 +51,40 @@ def initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def derived(
+    model: ir.Model, weight: ir.TensorProtocol, name: str, change: Callable[[NDArray[Any]], NDArray[Any]],
+    shape: tuple[int, ...],
+) -> ir.Value:  # fmt: skip
+    """An initializer of that name and shape that is made of a weight by `change`, whenever it is read."""
+    if name not in model.graph.initializers:
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(change(weight.numpy())), name=name), weight.dtype,
+            shape=ir.Shape(shape), name=name, metadata_props=dict(weight.metadata_props),
+        )  # fmt: skip
+        initializer(model, lazy)
+    return model.graph.initializers[name]
+
+
+def replace_tensor(
+    value: ir.Value, read: Callable[[], NDArray[np.float32]], properties: Mapping[str, str] | None = None
+) -> None:
+    """Give an initializer, in the shape that it has by now, what `read` makes whenever somebody asks for it."""
+    name = str(value.name)
+    value.const_value = ir.LazyTensor(
+        lambda: ir.tensor(read(), name=name), ir.DataType.FLOAT,
+        shape=ir.Shape(value.shape or ()), name=name, metadata_props=dict(properties or {}),
+    )  # fmt: skip
+
+
+def insert_after(model: ir.Model, value: ir.Value, *nodes: ir.Node) -> None:
+    """Put nodes right after the one that makes a tensor, or before all others if it is given."""
+    producer = value.producer()
+    if producer is None:
+        model.graph.insert_before(model.graph[0], nodes)
+    else:
+        model.graph.insert_after(producer, nodes)
 
 
 def stand_in(model: ir.Model, value: ir.Value, node: ir.Node) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .cast import insert_after
 from .layers import checkpoint_name
 from .recipe import Left
 
@@ -47,11 +48,7 @@ def _round(model: ir.Model, value: ir.Value) -> ir.Node:
     for result, (kind, dtype) in zip(node.outputs, kinds, strict=True):
         result.name, result.type = f"{value.name}.{kind}", ir.TensorType(dtype)
         result.shape = value.shape if kind == "codes" else ir.Shape([])
-    producer = value.producer()
-    if producer is None:
-        model.graph.insert_before(model.graph[0], node)
-    else:
-        model.graph.insert_after(producer, node)
+    insert_after(model, value, node)
     return node
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .cast import replace_tensor
 from .layers import Layer, find_layers
 
 
@@ -67,19 +68,16 @@ def fold(shared: SharedInput, factors: NDArray[np.float32]) -> None:
 
 
 def _multiply(part: Part, factors: NDArray[np.float32]) -> None:
-    value, tensor = part.value, part.value.const_value
+    tensor = part.value.const_value
     assert tensor is not None  # an initializer has one
-    value.const_value = ir.LazyTensor(
-        partial(_product, tensor, part.axis, part.start, factors), ir.DataType.FLOAT,
-        shape=ir.Shape(tensor.shape.numpy()), name=str(value.name),
-    )  # fmt: skip
+    replace_tensor(part.value, partial(_product, tensor, part.axis, part.start, factors))
 
 
-def _product(tensor: ir.TensorProtocol, axis: int, start: int, factors: NDArray[np.float32]) -> ir.TensorProtocol:
+def _product(tensor: ir.TensorProtocol, axis: int, start: int, factors: NDArray[np.float32]) -> NDArray[np.float32]:
     array = np.array(tensor.numpy(), np.float32)
     channels = np.moveaxis(array, axis, -1)[..., start : start + len(factors)]
     channels *= factors
-    return ir.tensor(array, name=tensor.name)
+    return array
 
 
 def _shared(source: ir.Value, layers: tuple[Layer, ...]) -> SharedInput:

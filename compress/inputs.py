@@ -84,8 +84,8 @@ class Covariance:
 
     layer: Layer
     of_channels: bool = False
-    _sum: NDArray[np.float32] | None = None
-    _count: int = 0
+    _sum: NDArray[np.float32] | None = field(default=None, init=False)
+    _count: int = field(default=0, init=False)
 
     @property
     def size_bytes(self) -> int:

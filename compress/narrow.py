@@ -5,7 +5,7 @@ The graph gets smaller: weights, shapes, and the numbers of groups and heads. We
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,13 +15,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..runtime.errors import UserError
 from .blocks import Block, UnfitError, find_block, turned_keys
-from .cast import initializer
+from .cast import initializer, replace_tensor
 from .inputs import MOST_COLUMNS, Inputs
 from .layers import Layer, find_layers
 from .recipe import Left, Recipe, Structured
 from .structured import kept_units, narrowed, unit_channels, unit_losses
 
-Covariance = Callable[[], "NDArray[np.float32] | None"]
+ReadCovariance = Callable[[], "NDArray[np.float32] | None"]
 
 
 def narrow(model: ir.Model, component: str, recipe: Recipe, inputs: Inputs) -> tuple[ir.Model, Inputs, list[Left]]:
@@ -74,7 +74,7 @@ def _shorten(value: ir.Value, axis: int, kept: NDArray[np.int64]) -> None:
     assert value.shape is not None  # find_block looked
     value.shape = ir.Shape([len(kept) if place == axis else size for place, size in enumerate(value.shape)])
     if value.const_value is not None:
-        _replace_tensor(value, partial(_taken, value.const_value, axis, kept), value.const_value.metadata_props)
+        replace_tensor(value, partial(_taken, value.const_value, axis, kept), value.const_value.metadata_props)
 
 
 def _taken(weight: ir.TensorProtocol, axis: int, kept: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -82,32 +82,22 @@ def _taken(weight: ir.TensorProtocol, axis: int, kept: NDArray[np.int64]) -> NDA
     return taken
 
 
-def _replace_weight(layer: Layer, kept: NDArray[np.int64], covariance: Covariance | None) -> None:
+def _replace_weight(layer: Layer, kept: NDArray[np.int64], covariance: ReadCovariance | None) -> None:
     """Keep some input channels of a layer, which make up for the others if there is a covariance of them."""
     value, axis = layer.value, layer.permutation.index(len(layer.permutation) - 1)
     assert value.const_value is not None  # find_layers takes no others
     value.shape = ir.Shape(
         [len(kept) if place == axis else size for place, size in enumerate(value.const_value.shape.numpy())]
     )
-    _replace_tensor(value, partial(_narrowed, value.const_value, axis, kept, covariance), {})
+    replace_tensor(value, partial(_narrowed, value.const_value, axis, kept, covariance))
 
 
 def _narrowed(
-    weight: ir.TensorProtocol, axis: int, kept: NDArray[np.int64], covariance: Covariance | None
+    weight: ir.TensorProtocol, axis: int, kept: NDArray[np.int64], covariance: ReadCovariance | None
 ) -> NDArray[np.float32]:
     by_channel = np.moveaxis(weight.numpy(), axis, -1)
     smaller = narrowed(by_channel, kept, None if covariance is None else covariance())
     return np.ascontiguousarray(np.moveaxis(smaller, -1, axis))
-
-
-def _replace_tensor(value: ir.Value, read: Callable[[], NDArray[np.float32]], properties: Mapping[str, str]) -> None:
-    """Give an initializer, in the shape that it has by now, what `read` makes whenever somebody asks for it."""
-    assert value.shape is not None
-    name = str(value.name)
-    value.const_value = ir.LazyTensor(
-        lambda: ir.tensor(read(), name=name), ir.DataType.FLOAT,
-        shape=ir.Shape(value.shape), name=name, metadata_props=dict(properties),
-    )  # fmt: skip
 
 
 def _renumber(model: ir.Model, node: ir.Node, units: int) -> None:

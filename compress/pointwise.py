@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import onnx_ir as ir
 
+from .cast import derived
 from .layers import MIN_ELEMENTS, TRANSPOSED
 
 ROWS = (0, 2, 3, 1)  # a picture (n, channels, height, width) as rows of channels
@@ -70,17 +69,7 @@ def _shape(picture: ir.Value, rows: ir.Value, *products: ir.Value, channels: ir.
 
 def _matrix(model: ir.Model, value: ir.Value) -> ir.Value:
     """The weight (outputs, inputs, 1, 1) of a convolution as (inputs, outputs), turned when it is read."""
-    name = f"{value.name}{TRANSPOSED}10"
-    if name not in model.graph.initializers:
-        weight = value.const_value
-        assert weight is not None
-        shape = ir.Shape(weight.shape.numpy()[1::-1])
-        read = partial(_turned, weight, name)
-        lazy = ir.LazyTensor(read, weight.dtype, shape=shape, name=name, metadata_props=dict(weight.metadata_props))
-        turned = ir.Value(name=name, shape=shape, type=ir.TensorType(weight.dtype), const_value=lazy)
-        model.graph.register_initializer(turned)
-    return model.graph.initializers[name]
-
-
-def _turned(weight: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return ir.tensor(weight.numpy()[:, :, 0, 0].T.copy(), name=name)
+    weight = value.const_value
+    assert weight is not None
+    outputs, inputs = weight.shape.numpy()[:2]
+    return derived(model, weight, f"{value.name}{TRANSPOSED}10", lambda array: array[:, :, 0, 0].T, (inputs, outputs))

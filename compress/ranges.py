@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .statistics import TensorStatistics
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
+INT8_MAX = 127
 LEVELS = 255  # steps between the ends; of a symmetric range one fewer: the code -128 is not used
 KEPT_FRACTION = 0.9999  # of the values, by the percentile method
 CANDIDATES = 60

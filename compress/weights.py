@@ -28,10 +28,10 @@ from .inputs import MOST_COLUMNS, Inputs
 from .layers import Layer, checkpoint_name, find_layers
 from .matmul_nbits import multiply_by_blocks
 from .packing import PackedWriter, stored_form
+from .ranges import INT8_MAX
 from .recipe import Int4, KMeans, Left, Prune, Recipe, Rule
 from .scaling import divide_inputs
 
-INT8_MAX = 127
 Arrays = dict[str, NDArray[Any]]
 
 

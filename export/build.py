@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def _clear_engines(plan: Plan) -> None:
     }  # fmt: skip
     for made in (work.write_onnx, work.compile_engine):
         for folder in plan.cache_folder.glob(f"{made.__name__}-*"):
-            if folder in own or time.time() - folder.stat().st_mtime > LEFT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another build may clear away at the same time
+                if folder in own or time.time() - folder.stat().st_mtime > LEFT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class BuildLog:

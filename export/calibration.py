@@ -29,7 +29,7 @@ from ..runtime.zoom import Zoom
 from .checkpoint import Checkpoint
 from .recipes import calibration_pictures
 from .shapes import about_bytes
-from .work import MODEL, WEIGHTS, load_traced
+from .work import MODEL, WEIGHTS, load_arrays, load_traced
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -201,8 +201,7 @@ def _measure_segment(
     engine = _open_segment(segment, axes, scratch)
     inputs = [str(value.name) for value in segment.graph.inputs]
     for sample in samples:
-        with np.load(sample, allow_pickle=False) as stored:
-            values = dict(stored)
+        values = load_arrays(sample)
         made = engine.run({name: values[name] for name in inputs})
         fresh = made if sample.parent == scratch else {**values, **made}
         for name, array in fresh.items():

@@ -39,7 +39,6 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", 
 CACHE_NAME = ".cache"
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
-RANGES_BY_TIMESTEP = ("onnxruntime",)  # the targets whose integers may have scales that are computed
 INTEGERS_OF_ONNXRUNTIME = ("onnxruntime",)  # the targets that compute in integers what ONNX Runtime does
 
 
@@ -102,10 +101,10 @@ class Plan:
         if (groups := recipe.timestep_groups("unet")) == 1:
             return
         message = f"the recipe '{recipe.name}' has ranges for {groups} groups of timesteps"
-        if others := [target for target in self.targets if target not in RANGES_BY_TIMESTEP]:
+        if others := [target for target in self.targets if target not in INTEGERS_OF_ONNXRUNTIME]:
             raise UserError(
                 f"{message}, which {others[0]} computes in float",
-                hint=f"they are for {', '.join(RANGES_BY_TIMESTEP)}; leave out timestep_groups for others",
+                hint=f"they are for {', '.join(INTEGERS_OF_ONNXRUNTIME)}; leave out timestep_groups for others",
             )
         if self.hoist:
             raise UserError(f"{message}, and --hoist takes the timestep out of the UNet", hint="leave one out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +16,28 @@ SEGMENT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
+class Step:
+    """A segment of a model: its file, its inputs, and which tensors have to be kept when it has run."""
+
+    file: Path
+    inputs: tuple[str, ...]
+    kept: frozenset[str]
+
+
+@dataclass(frozen=True)
 class SegmentedEngine:
     """An engine of ONNX models that run one after another, each open, and its weights in memory, only while it runs."""
 
-    segments: list[tuple[Path, list[str], set[str]]]  # of each its model, its inputs, and what later ones need
+    steps: Sequence[Step]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs, by name."""
         values = dict(feeds)
-        for file, inputs, needed in self.segments:
-            engine = open_mapped(file)
-            values |= engine.run({name: values[name] for name in inputs})
+        for step in self.steps:
+            engine = open_mapped(step.file)
+            values |= engine.run({name: values[name] for name in step.inputs})
             engine.close()
-            values = {name: value for name, value in values.items() if name in needed}
+            values = {name: value for name, value in values.items() if name in step.kept}
         return values
 
     def close(self) -> None:
@@ -41,13 +50,23 @@ def segmented(onnx: Path, folder: Path) -> SegmentedEngine:
     for weights in onnx.parent.glob(f"{onnx.name}.*"):
         link_or_copy(weights, folder / weights.name)
     model = ir.load(onnx)
+
+    def save(segment: ir.Model, number: int) -> Path:
+        file = folder / f"{number}.onnx"
+        ir.save(segment, file)
+        return file
+
+    return SegmentedEngine(steps_of(model, split(model), save))
+
+
+def steps_of(model: ir.Model, segments: list[ir.Model], save: Callable[[ir.Model, int], Path]) -> list[Step]:
+    """The segments of a model as steps, each in the file that `save` writes it to."""
     outputs = {str(value.name) for value in model.graph.outputs}
-    segments = split(model)
-    files = []
+    steps = []
     for number, (segment, needed) in enumerate(zip(segments, needed_later(segments), strict=True)):
-        ir.save(segment, folder / f"{number}.onnx")
-        files.append((folder / f"{number}.onnx", [str(value.name) for value in segment.graph.inputs], needed | outputs))
-    return SegmentedEngine(files)
+        inputs = tuple(str(value.name) for value in segment.graph.inputs)
+        steps.append(Step(save(segment, number), inputs, frozenset(needed | outputs)))
+    return steps
 
 
 def needed_later(segments: list[ir.Model]) -> list[set[str]]:
@@ -60,20 +79,14 @@ def needed_later(segments: list[ir.Model]) -> list[set[str]]:
     return found[::-1]
 
 
-def _no_more(node: ir.Node) -> int:
-    return 0
-
-
 def split(
-    model: ir.Model, most_bytes: int = SEGMENT_BYTES, more_bytes: Callable[[ir.Node], int] = _no_more
+    model: ir.Model, most_bytes: int = SEGMENT_BYTES, more_bytes: Callable[[ir.Node], int] = lambda node: 0
 ) -> list[ir.Model]:
-    """Models that do in turn what `model` does, each with at most about `most_bytes` of weights.
+    """Models that do in turn what `model` does, each with at most about `most_bytes` of weights and what else it takes.
 
-    `more_bytes` is what a node takes beside its weights.
-
-    Each takes inputs of the model and outputs of earlier ones; what is made of weights alone, such as a cast, goes with
-    what uses it. Cuts are made where the fewest tensors cross. A layer is never divided, so a model that is small
-    enough, or has one layer, comes back as a list of one.
+    `more_bytes` says what a node takes beside its weights. Each takes inputs of the model and outputs of earlier ones;
+    what is made of weights alone, such as a cast, goes with what uses it. Cuts are made where the fewest tensors cross.
+    A layer is never divided, so a model that is small enough, or has one layer, comes back as a list of one.
     """
     constant = _constant_nodes(model.graph)
     nodes = [node for node in model.graph if node not in constant]

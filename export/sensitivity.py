@@ -25,12 +25,13 @@ from ..runtime.backends import Array
 from ..runtime.backends.onnxruntime import open_mapped
 from ..runtime.errors import UserError
 from .checkpoint import Checkpoint
-from .segments import SegmentedEngine, needed_later, split
-from .work import MODEL, WEIGHTS, load_traced
+from .segments import SegmentedEngine, split, steps_of
+from .work import MODEL, WEIGHTS, load_arrays, load_traced
 
 TRIED = "tried.json"
 SENSITIVITY = "sensitivity.json"
 CHOSEN = "mixed.json"
+LOWEST_PSNR_DB = -120.0  # of an output that is ruined
 LAYER_BYTES = 700  # what files say of a layer, in the header of its packed weights and in mixed.json
 # The size of a compiled graph, without weights, to that of the traced one: at most, of those measured. An OpenVINO IR
 # is XML. Rounding activations about doubles it.
@@ -106,7 +107,8 @@ def measure_sensitivity(
 ) -> None:  # fmt: skip
     """Of each layer the error that it brings into the component's output for each squared error of its weight.
 
-    The output's error is its sum of squares over that of the exact output. Refuses a budget that can't be met.
+    The output's error is its mean square over the squared range of the exact output, as in its PSNR. Refuses a budget
+    that can't be met.
     """
     assert recipe.mixed is not None
     components = [_read_tried(one) for one in tried]
@@ -126,31 +128,23 @@ def measure_sensitivity(
 def _errors(
     model: ir.Model, layers: Mapping[str, Tried], recipe: Recipe, component: str, samples: list[Path], scratch: Path
 ) -> Iterator[tuple[str, float]]:
-    """For each layer, by name: the relative squared error of the output when its weight alone is that of the probe.
+    """For each layer, by name: the error of the output when its weight alone is that of the probe.
 
     The network is run from the layer's segment on: what comes before stays the same.
     """
     segments = split(model)
-    outputs = {str(value.name) for value in model.graph.outputs}
-    steps = [
-        (
-            _save_open(segment, scratch / str(number)),
-            [str(value.name) for value in segment.graph.inputs],
-            needed | outputs,
-        )
-        for number, (segment, needed) in enumerate(zip(segments, needed_later(segments), strict=True))
-    ]
-    values = [_read(sample) for sample in samples]
+    steps = steps_of(model, segments, lambda segment, number: _save_open(segment, scratch / str(number)))
+    values = [load_arrays(sample) for sample in samples]
     exact = [SegmentedEngine(steps).run(one) for one in values]
-    for number, (segment, (file, inputs, needed)) in enumerate(zip(segments, steps, strict=True)):
-        engine, rest = open_mapped(file), SegmentedEngine(steps[number + 1 :])
+    for number, (segment, step) in enumerate(zip(segments, steps, strict=True)):
+        engine, rest = open_mapped(step.file), SegmentedEngine(steps[number + 1 :])
         for layer in find_layers(segment):
             if layer.name in layers:
                 probe = recipe.options(component, layer.op_type, layer.name)[layers[layer.name].probe]
                 weight = {str(layer.value.name): approximate(layer, probe, entropy_coding=False)[0]}
-                made = [rest.run({**one, **engine.run({**_only(inputs, one), **weight})}) for one in values]
-                yield layer.name, float(np.mean([_relative_error(a, b) for a, b in zip(exact, made, strict=True)]))
-        values = [_only(needed, {**one, **engine.run(_only(inputs, one))}) for one in values]
+                made = [rest.run({**one, **engine.run({**_only(step.inputs, one), **weight})}) for one in values]
+                yield layer.name, float(np.mean([_error(a, b) for a, b in zip(exact, made, strict=True)]))
+        values = [_only(step.kept, {**one, **engine.run(_only(step.inputs, one))}) for one in values]
         engine.close()
 
 
@@ -164,18 +158,16 @@ def _save_open(segment: ir.Model, folder: Path) -> Path:
     return folder / MODEL
 
 
-def _read(sample: Path) -> dict[str, Array]:
-    with np.load(sample, allow_pickle=False) as stored:
-        return dict(stored)
-
-
 def _only(names: Iterable[str], values: Mapping[str, Array]) -> dict[str, Array]:
     return {name: values[name] for name in names if name in values}
 
 
-def _relative_error(exact: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    errors = [np.square(found[name] - exact[name], dtype=np.float64).sum() for name in exact]
-    return float(sum(errors) / sum(np.square(one, dtype=np.float64).sum() for one in exact.values()))
+def _error(exact: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """The mean squared error of the output over its squared range: the PSNR of it, not in dB."""
+    from .parity import tensor_psnr_db
+
+    ((name, output),) = exact.items()
+    return float(10 ** (-max(tensor_psnr_db(output, found[name]), LOWEST_PSNR_DB) / 10))
 
 
 def _read_tried(folder: Path) -> ComponentTried:

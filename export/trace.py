@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch.export import Dim
 
-from ..compress.cast import STORED_AS
+from ..compress.cast import STORED_AS, derived
 from ..compress.layers import TRANSPOSED, checkpoint_name
 from ..runtime.safetensors import StoredTensor
 from ..runtime.shapes import dimensions, resolve
@@ -127,21 +128,14 @@ def _fold_weight_transposes(model: ir.Model) -> None:
             continue
         weight, permutation = source.const_value, list(node.attributes["perm"].as_ints())
         name = f"{source.name}{TRANSPOSED}{''.join(map(str, permutation))}"
-        if name not in model.graph.initializers:
-            sizes = weight.shape.numpy()
-            shape = ir.Shape([sizes[axis] for axis in permutation])
-            read = partial(_transposed, weight, permutation, name)
-            lazy = ir.LazyTensor(read, weight.dtype, shape=shape, name=name, metadata_props=dict(weight.metadata_props))
-            folded = ir.Value(name=name, shape=shape, type=ir.TensorType(weight.dtype), const_value=lazy)
-            model.graph.register_initializer(folded)
-        ir.convenience.replace_all_uses_with(node.outputs[0], model.graph.initializers[name])
+        sizes = weight.shape.numpy()
+        folded = derived(
+            model, weight, name, partial(np.transpose, axes=permutation), tuple(sizes[axis] for axis in permutation)
+        )
+        ir.convenience.replace_all_uses_with(node.outputs[0], folded)
         model.graph.remove(node, safe=True)
         if not source.uses():
             del model.graph.initializers[source.name]
-
-
-def _transposed(weight: ir.TensorProtocol, permutation: list[int], name: str) -> ir.TensorProtocol:
-    return ir.tensor(weight.numpy().transpose(permutation).copy(), name=name)
 
 
 def _tidy(model: ir.Model, component: str) -> None:

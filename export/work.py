@@ -280,10 +280,7 @@ def _parity_db(parts: Iterable[Part], references: Path, target: str, compute: st
     """The lowest PSNR of what the parts make, one after another, against what the module made of the same inputs."""
     from .parity import tensor_psnr_db
 
-    probes: list[dict[str, Array]] = []
-    for file in sorted(references.glob("*.npz")):
-        with np.load(file, allow_pickle=False) as stored:
-            probes.append(dict(stored))
+    probes = [load_arrays(file) for file in sorted(references.glob("*.npz"))]
     made: list[dict[str, Array]] = [{}] * len(probes)
     for part in parts:
         for index, (values, numbers) in enumerate(zip(probes, sides, strict=True)):
@@ -304,6 +301,12 @@ def _run(
         return engine.run({name: values[name] for name in part.feeds})
     finally:
         engine.close()
+
+
+def load_arrays(file: Path) -> dict[str, Array]:
+    """The arrays in an .npz file, by name."""
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -26,7 +26,7 @@ import scenes
 from outzoom.benchmarks.machine import describe_machine
 from outzoom.benchmarks.measure import random_feeds
 from outzoom.benchmarks.quality import border_psnr_db, border_ssim, psnr_db, ssim
-from outzoom.benchmarks.results import Latency
+from outzoom.benchmarks.results import Latency, ratio_of
 from outzoom.runtime import Painting, film_strip, open_bundle, open_manifest, save_png
 from outzoom.runtime.backends import Engine
 from outzoom.runtime.geometry import outside_mask
@@ -86,15 +86,12 @@ def step_latencies(bundles: list[Path], rounds: int) -> dict[str, dict[str, Any]
                 samples.append((time.perf_counter() - started) * 1e3)
     for zoom in zooms:
         zoom.close()
-    ratios = [
-        np.percentile(np.divide(samples, samples_ms[0]), (50, 10, 90)).round(4).tolist() for samples in samples_ms
-    ]
     return {
         bundle.name: {
             "median_ms": (latency := Latency.of(samples)).median_ms, "p10_ms": latency.p10_ms, "p90_ms": latency.p90_ms,
-            "ratio_to_fp32": dict(zip(("median", "p10", "p90"), ratio, strict=True)),
+            "ratio_to_fp32": ratio_of(samples, samples_ms[0]),
         }
-        for bundle, samples, ratio in zip(bundles, samples_ms, ratios, strict=True)
+        for bundle, samples in zip(bundles, samples_ms, strict=True)
     }  # fmt: skip
 
 

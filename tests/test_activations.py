@@ -75,7 +75,7 @@ def test_what_flows_into_a_layer_too_small_to_be_compressed_is_not_rounded(monke
         "rows",
         "embedded",
     }
-    monkeypatch.setattr("outzoom.compress.activations.MIN_ELEMENTS", CHANNELS * CHANNELS + 1)
+    monkeypatch.setattr("outzoom.compress.layers.MIN_ELEMENTS", CHANNELS * CHANNELS + 1)
     assert activations(small_model(), everything, products=False, outputs=False) == {"picture": 1}
 
 

@@ -67,7 +67,7 @@ def test_an_engine_of_segments_makes_what_the_whole_makes(chain, tmp_path, monke
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([3])
     ir.save(chain, tmp_path / "model.onnx", external_data="model.onnx.data")
     engine = segmented(tmp_path / "model.onnx", tmp_path / "segments")
-    assert len(engine.segments) == 3
+    assert len(engine.steps) == 3
     made = engine.run({"x": np.array([-5, 0, 5], np.float32)})
     assert {name: value.tolist() for name, value in made.items()} == {
         "y": [0, 2, 8],
