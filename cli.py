@@ -71,6 +71,9 @@ def export_all(
     hoist: Annotated[
         bool, typer.Option("--hoist/--no-hoist", help="take out of the UNet what no step changes, to run it once")
     ] = False,
+    shallow: Annotated[
+        int, typer.Option("--shallow", metavar="N", help="add a UNet of N skip connections, for zoom's --whole-every")
+    ] = 0,
     interop: Annotated[bool, typer.Option("--interop", help="make bundles that optimum's pipelines open too")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
     budget_mb: Annotated[
@@ -98,7 +101,7 @@ def export_all(
         recipes = tuple(read_recipe(name, budget_mb) for name in recipe or ["fp32"])
         targets = tuple(target or ["onnxruntime"])
         shapes = Shapes(sizes, 2 if interop else batch)
-        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, interop)
+        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, shallow, interop)
         progress.update(task, description="plan", completed=0, total=plan.stage_count)
         expected = estimate(plan)
         check_disk(plan, expected.disk_bytes)
@@ -135,24 +138,46 @@ def zoom(
     fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
     zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
     keyframe_every: Annotated[int, typer.Option(metavar="N", help="paint 1 frame in N")] = 30,
-    steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per painted frame")] = 20,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="quality, balanced or fast; what else is given wins")] = (
+        "quality"
+    ),
+    steps: Annotated[int | None, typer.Option(metavar="K", help="denoising steps per painted frame [20]")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="default: the checkpoint's own")] = None,
     guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 7.5,
+    guided: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="FROM TO", help="guide in this part of the steps [0 1]")
+    ] = None,
+    whole_every: Annotated[
+        int | None, typer.Option(metavar="N", help="run the whole UNet in 1 step of N, the shallow one in others [1]")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(metavar="S", help="below 1: begin with the extended picture, not with noise [1]")
+    ] = None,
+    blend: Annotated[
+        bool | None, typer.Option("--blend/--no-blend", help="put the known part back after every step [no]")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="same seed, same video")] = 0,
     size: Annotated[str, typer.Option(metavar="WxH", help="one of the bundle's sizes; default: its first")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Motion, Painting, VideoWriter, Zoom, film_strip, load_image, save_png
+    from .runtime import Motion, VideoWriter, Zoom, film_strip, load_image, save_png
+    from .runtime import preset as find_preset
 
     if strip is not None:
         _check_strip(strip, image)
     motion = Motion(seconds, fps, zoom_rate, keyframe_every)
-    painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
+    given = {
+        "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
+        "blend": blend,
+    }  # fmt: skip
+    changes = {name: value for name, value in given.items() if value is not None}
+    painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative_prompt, seed=seed, **changes)
     started = time.perf_counter()
     stills = []
     with Zoom(_checked(bundle), _parse_size(size) if size else None) as opened:
-        calls = len(painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps)
+        scheduled = painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
+        calls = len(painting.schedule(len(scheduled)).calls)
         picture = load_image(image, opened.size)
         shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
         with VideoWriter(out, *opened.size, fps) as video, _progress() as progress:

@@ -51,12 +51,12 @@ def hoist(model: ir.Model, parts: Mapping[str, str]) -> Hoisted:
     cuts = _cuts(graph, part_of)
     names = _names(graph, part_of, cuts)
     kept = [value for value in graph.inputs if value not in part_of]
-    step = _extract(model, graph.name or "step", [*kept, *cuts], graph.outputs)
+    step = extract_model(model, graph.name or "step", [*kept, *cuts], graph.outputs)
     _rename(step.graph.inputs[len(kept) :], names)
     made = {}
     for source, part in sources.items():
         if own := {value: name for value, name in zip(cuts, names, strict=True) if part_of[value] == part}:
-            made[part] = _extract(model, part, [source], list(own))
+            made[part] = extract_model(model, part, [source], list(own))
             _separate(made[part].graph)
             _rename(made[part].graph.outputs, own.values())
     return Hoisted(step, made)
@@ -164,7 +164,7 @@ def _layer(graph: ir.Graph, part_of: Mapping[ir.Value, str], value: ir.Value) ->
     return ""
 
 
-def _extract(model: ir.Model, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+def extract_model(model: ir.Model, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
     """What makes the outputs of the inputs, as a model of its own."""
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     graph.name = name

@@ -54,6 +54,7 @@ class Plan:
     jobs: int = 1
     cache: Path | None = None  # where the results of stages are; by default in `out`
     hoist: bool = False  # the UNet in three parts: see hoist.py
+    shallow_skips: int = 0  # how many skip connections the shallow UNet has, if there is one: see shallow.py
     interop: bool = False  # with the files by which optimum's pipelines open it: see interop.py
 
     def __post_init__(self) -> None:
@@ -75,6 +76,14 @@ class Plan:
             raise UserError(
                 "optimum's pipelines take the UNet whole, and do guidance in one call of it",
                 hint="with --interop, give --batch 2 and leave out --hoist",
+            )
+        if self.interop and self.shallow_skips:
+            raise UserError("optimum's pipelines know of no shallow UNet", hint="leave out --shallow or --interop")
+        joins = skip_connections(self.checkpoint)
+        if not 0 <= self.shallow_skips < joins:
+            raise UserError(
+                f"the UNet has {joins} skip connections; a shallow one can't have {self.shallow_skips} of them",
+                hint=f"give --shallow 1 to {joins - 1}; fewer make a quicker, less exact one",
             )
         if self.hoist and self.shapes.batch > 1:
             raise UserError(
@@ -187,6 +196,7 @@ class BundlePlan:
         changes = {key: recipe[key] for key in (*GRAPH_KEYS, "weights", "entropy_coding")}
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
+        skips = plan.shallow_skips if component == "unet" else 0
 
         traced = self._traced(component)
         module = Stage(
@@ -197,8 +207,10 @@ class BundlePlan:
         for_onnxruntime = integers and self.target in INTEGERS_OF_ONNXRUNTIME
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {**changes, "hoisted": hoisted, "for ONNX Runtime": for_onnxruntime, **weights},
-            {**ours, "recipe": self.recipe, "hoisted": hoisted, "for_onnxruntime": for_onnxruntime},
+            {**changes, "hoisted": hoisted, "skips": skips, "for ONNX Runtime": for_onnxruntime, **weights},
+            {
+                **ours, "recipe": self.recipe, "hoisted": hoisted, "skips": skips, "for_onnxruntime": for_onnxruntime,
+            },
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(
@@ -283,7 +295,7 @@ class BundlePlan:
     @cached_property
     def zooms(self) -> Stage:
         """The stage that zooms for calibration, on exact engines."""
-        exact = BundlePlan(replace(self.plan, hoist=False, interop=False), *EXACT)
+        exact = BundlePlan(replace(self.plan, hoist=False, shallow_skips=0, interop=False), *EXACT)
         settings = msgspec.structs.replace(
             self.recipe.calibration, pictures=()
         )  # they are told apart by what they show
@@ -300,6 +312,14 @@ class BundlePlan:
         plan = self.plan
         sizes = plan.shapes.sizes[:count]
         return [dimensions(size, plan.checkpoint.vae_scale_factor, plan.shapes.batch) for size in sizes]
+
+
+def skip_connections(checkpoint: Checkpoint) -> int:
+    """How often the UNet's way up is joined by its way down: once for each of its ResNet blocks."""
+    config = checkpoint.config("unet")
+    blocks = len(config.get("up_block_types", range(4)))  # diffusers' own defaults
+    layers = config.get("layers_per_block", 2)
+    return sum(count + 1 for count in (layers if isinstance(layers, list) else [layers] * blocks))
 
 
 def _made_by() -> dict[str, str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..compress.recipe import Activations, Left, Recipe
 from ..runtime.backends import Array, backend_for
-from ..runtime.bundle import HOISTED_INPUTS, Component, FileEntry, TensorSpec, describe_files
+from ..runtime.bundle import HOISTED_INPUTS, SHALLOW_UNET, Component, FileEntry, TensorSpec, describe_files
 from ..runtime.errors import BundleError, OutzoomError, UserError
 from ..runtime.files import link_or_copy
 from ..runtime.packed import PACKED_NAME, open_packed
@@ -79,20 +79,22 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 
 def write_onnx(
     folder: Path, traced: Path, *found: Path,
-    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, for_onnxruntime: bool,
+    checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, skips: int,
+    for_onnxruntime: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
     `found` are folders of what the recipe needs to know: statistics of activations, by which blocks are narrowed and
     activations rounded; those from before they were smoothed, if they are; and what a mixed recipe chose.
     `for_onnxruntime`: in the forms that it computes in integers, which are not those of others. A hoisted UNet comes in
-    three, each after those whose outputs it takes.
+    three, each after those whose outputs it takes; with `skips`, a shallow one of so many skip connections comes last.
     """
     from ..compress.narrow import narrow
     from ..compress.smooth import smooth_activations
     from .calibration import STATISTICS, read_inputs
     from .hoist import hoist
     from .sensitivity import CHOSEN, read_chosen
+    from .shallow import split_shallow
 
     measured = [read_inputs(one) for one in found if (one / STATISTICS).exists()]
     for one in found:
@@ -112,6 +114,9 @@ def write_onnx(
     if hoisted:
         split = hoist(model, HOISTED_INPUTS)
         models = {**split.parts, component: split.step}
+    if skips:
+        cut = split_shallow(models[component], skips)
+        models |= {component: cut.whole, SHALLOW_UNET: cut.shallow}
     dynamic = for_onnxruntime and recipe.multiplies_dynamically(component)
     described = {
         name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()

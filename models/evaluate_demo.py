@@ -130,7 +130,7 @@ def main() -> None:
             scores[name]["border_ssim"].append(border_ssim(truth, picture, mask))
             scores[name]["seam_ratio"].append(seam_ratio(picture, mask))
         truth_seams.append(seam_ratio(truth, mask))
-        latents = zoom.inpainting.encode_image((truth.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
+        latents = zoom.inpainting.encode_image(truth.astype(np.float32) / 127.5 - 1)
         vae_bound.append(psnr_db(truth, zoom.inpainting.decode(latents)))
         painted_db, edges_db = (
             scores[name]["border_psnr_db"][-1] for name in ("right caption, guided", "edge replication")

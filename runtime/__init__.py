@@ -4,10 +4,12 @@ from .bundle import Bundle, open_manifest
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
 from .images import film_strip, load_image, save_png
 from .inpainting import Inpainting, Painting, PromptTruncatedWarning
+from .presets import PRESETS, preset
 from .video import VideoWriter
 from .zoom import Motion, Zoom, open_bundle
 
 __all__ = [
+    "PRESETS",
     "Bundle",
     "BundleError",
     "Inpainting",
@@ -23,5 +25,6 @@ __all__ = [
     "load_image",
     "open_bundle",
     "open_manifest",
+    "preset",
     "save_png",
 ]

@@ -124,11 +124,18 @@ class Manifest(msgspec.Struct, frozen=True):
         """Whether the UNet comes in three parts."""
         return any(name in self.components for name in HOISTED_INPUTS)
 
+    @property
+    def has_shallow_unet(self) -> bool:
+        """Whether steps can take the deep features of an earlier one."""
+        return SHALLOW_UNET in self.components
+
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 # What may be hoisted out of the UNet, by the input that it was made to depend on alone: run once for each prompt and
 # once for each timestep; "unet" is then the rest, and takes their outputs in place of these inputs.
 HOISTED_INPUTS = {"unet_text": "encoder_hidden_states", "unet_time": "timestep"}
+# A UNet that takes the deep features of an earlier step, which "unet" then makes beside its prediction.
+SHALLOW_UNET, DEEP_FEATURES = "unet_shallow", "deep_features"
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,8 @@ def _check_values(manifest: Manifest, root: Path) -> None:
             require(found == shape, f"{name}: the input '{tensor}' has the shape {found[:8]}, expected {shape}")
     if manifest.is_hoisted:
         _check_hoisted(manifest.components, require)
+    if manifest.has_shallow_unet:
+        _check_shallow(manifest.components, require)
 
 
 def _check_hoisted(components: dict[str, Component], require: Callable[[bool, str], None]) -> None:
@@ -283,6 +292,16 @@ def _check_hoisted(components: dict[str, Component], require: Callable[[bool, st
         require(False, f"unet does not take '{spec.name}' {spec.shape} {spec.dtype}, which is made for it")
     for spec in sorted(set(taken) - set(made), key=lambda spec: spec.name):
         require(False, f"unet takes what unet_text and unet_time do not make: '{spec.name}' {spec.shape} {spec.dtype}")
+
+
+def _check_shallow(components: dict[str, Component], require: Callable[[bool, str], None]) -> None:
+    """It must take the whole UNet's deep features and nothing that the whole one does not take."""
+    whole, shallow = components["unet"], components[SHALLOW_UNET]
+    made = [spec for spec in whole.outputs if spec.name == DEEP_FEATURES]
+    require(len(made) == 1, f"unet must make '{DEEP_FEATURES}' once for {SHALLOW_UNET}, not {len(made)} times")
+    require(set(made) <= set(shallow.inputs), f"{SHALLOW_UNET} must take '{DEEP_FEATURES}' as unet makes them")
+    for spec in sorted(set(shallow.inputs) - {*made, *whole.inputs}, key=lambda spec: spec.name):
+        require(False, f"{SHALLOW_UNET} takes what unet does not: '{spec.name}' {spec.shape} {spec.dtype}")
 
 
 def _largest(manifest: Manifest) -> dict[str, int]:

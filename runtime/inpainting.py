@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from .backends import Array, Engine, backend_for
 from .bundle import HOISTED_INPUTS, REBUILD, Bundle
+from .denoising import Denoiser, Schedule
 from .errors import BundleError, UserError
+from .extension import extended
 from .packed import unpacked
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .shapes import Size, dimensions, resolve
@@ -27,6 +29,7 @@ OpenEngine = Callable[[str, int], Engine]
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 MAX_GUIDANCE = 100.0
+MAX_WHOLE_EVERY = 100
 PROMPTS_KEPT = 4  # of SD2, a prompt's keys and values are 8 MB
 TIMESTEPS_KEPT = 256  # and a timestep's projections 80 kB
 
@@ -44,8 +47,25 @@ class Painting:
     guidance: float = 7.5  # 1 or less: no guidance, half the work
     negative_prompt: str = ""
     seed: int = 0
+    guided: tuple[float, float] = (0.0, 1.0)  # the part of the steps that is guided, of all from 0 to 1
+    whole_every: int = 1  # 1 step in so many runs the whole UNet, the others the shallow one: see denoising.py
+    strength: float = 1.0  # below 1: begin with so much noise on the extended picture, and leave out the steps before
+    blend: bool = False  # put the known part back into the latents after every step
 
     def __post_init__(self) -> None:
+        if not 0 <= self.guided[0] < self.guided[1] <= 1:
+            raise UserError(
+                f"the guided part of the steps must be within 0 to 1, got {self.guided[0]:g} to {self.guided[1]:g}",
+                hint="0 to 1 are all, 0 to 0.6 the first 60 percent",
+            )
+        if not 1 <= self.whole_every <= MAX_WHOLE_EVERY:
+            raise UserError(
+                f"whole_every must be 1 to {MAX_WHOLE_EVERY}, got {self.whole_every}", hint="3 runs 1 step in 3 whole"
+            )
+        if not 0 < self.strength <= 1:
+            raise UserError(
+                f"the strength must be above 0 and at most 1, got {self.strength:g}", hint="1 is pure noise"
+            )
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise UserError(f"guidance must be 0 to {MAX_GUIDANCE:g}, got {self.guidance}", hint="7.5 is usual")
         if not 0 <= self.seed < 2**64:
@@ -54,6 +74,10 @@ class Painting:
     def make_scheduler(self, config: dict[str, Any]) -> Scheduler:
         """A scheduler for one run; raises UserError for an unknown name or a number of steps it can't do."""
         return make_scheduler(self.scheduler or default_scheduler(config), config, self.steps)
+
+    def schedule(self, calls: int) -> Schedule:
+        """What is done at each of the scheduler's calls that are not left out."""
+        return Schedule(range(calls - max(round(calls * self.strength), 1), calls), self.guided, self.whole_every)
 
 
 class Inpainting:
@@ -155,8 +179,9 @@ class Inpainting:
         )
 
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
-        """Scaled latents of an image (1, 3, h, w) in -1..1; the distribution's mean, or a sample with `noise`."""
-        parameters = self._run("vae_encoder", {"sample": image}, "latent_parameters")
+        """Scaled latents of an image (h, w, 3) in -1..1; the distribution's mean, or a sample with `noise`."""
+        sample = image.transpose(2, 0, 1)[None].astype(np.float32)
+        parameters = self._run("vae_encoder", {"sample": sample}, "latent_parameters")
         mean, log_variance = np.split(parameters, 2, axis=1)
         if noise is not None:
             mean = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * noise
@@ -194,39 +219,40 @@ class Inpainting:
         if picture.shape[:2] != mask.shape or mask.shape != self.size[::-1]:
             raise ValueError(f"picture {picture.shape} and mask {mask.shape} must be {self.size[::-1]}")
         scheduler = painting.make_scheduler(self.bundle.manifest.scheduler)
-        latents = self.noise((painting.seed, index)) if noise is None else noise
-        latents = latents * np.float32(scheduler.init_noise_sigma)
-        known = np.where(mask[..., None], np.float32(0), picture.astype(np.float32) / 127.5 - 1)
-        known_latents = self.encode_image(known.transpose(2, 0, 1)[None].astype(np.float32), image_noise)
-        extra = np.concatenate([latent_mask(mask, self.bundle.manifest.vae_scale_factor), known_latents], axis=1)
+        schedule = painting.schedule(len(scheduler.timesteps))
+        if painting.whole_every > 1 and not self.bundle.manifest.has_shallow_unet:
+            raise UserError(
+                f"the bundle '{self.bundle.path}' has no shallow UNet for the steps between",
+                hint="build it with export-all --shallow 1, or run the whole UNet in every step",
+            )
+        noise = self.noise((painting.seed, index)) if noise is None else noise
+        known = np.where(mask[..., None], np.float32(0), _levels(picture))
+        known_latents = self.encode_image(known, image_noise)
+        cells = latent_mask(mask, self.bundle.manifest.vae_scale_factor)
+        extra = np.concatenate([cells, known_latents], axis=1)
+        if schedule.calls.start == 0:
+            latents = noise * np.float32(scheduler.init_noise_sigma)
+        else:
+            clean = self.encode_image(_levels(extended(picture, mask)))
+            latents = scheduler.add_noise(clean, noise, schedule.calls.start)
         prompts = [prompt, painting.negative_prompt] if painting.guidance > 1 else [prompt]
         texts = [self.text_feeds(words) for words in prompts]
-        times = [self.time_feeds(float(timestep)) for timestep in scheduler.timesteps]
+        times = {call: self.time_feeds(float(scheduler.timesteps[call])) for call in schedule.calls}
         self._unload(HOISTED_INPUTS)  # what they made is kept; their weights need not be
+        denoiser = Denoiser(self.bundle, self._run_all, texts, painting.guidance, schedule)
         fresh = np.random.default_rng((painting.seed, index, 1))
-        for call, time in enumerate(times):
+        for call, time in times.items():
             sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)
-            output = self._predict(sample, texts, time, painting.guidance)
+            output = denoiser.predict(sample, time, call)
             more = fresh.standard_normal(latents.shape, np.float32) if scheduler.needs_noise else None
             latents = scheduler.step(output, call, latents, more)
+            if painting.blend:
+                last = call == schedule.calls[-1]
+                there = known_latents if last else scheduler.add_noise(known_latents, noise, call + 1)
+                latents = cells * latents + (1 - cells) * there
             if on_step:
                 on_step()
         return self.decode(latents)
-
-    def _predict(self, sample: Latents, texts: Sequence[Feeds], time: Feeds, guidance: float) -> Latents:
-        """With one text its prediction, with two the first one's, guided away from the second one's."""
-        if len(texts) == 2 and self.bundle.manifest.batch == 2:
-            both = {name: np.concatenate([text[name] for text in texts]) for name in texts[0]}
-            feeds = {"sample": np.repeat(sample, 2, axis=0), **both, **time}
-            conditional, *unconditional = np.split(self._run("unet", feeds, "out_sample", batch=2), 2)
-        else:
-            conditional, *unconditional = (
-                self._run("unet", {"sample": sample, **text, **time}, "out_sample") for text in texts
-            )
-        if not unconditional:
-            return conditional
-        guided: Latents = unconditional[0] + np.float32(guidance) * (conditional - unconditional[0])
-        return guided
 
 
 def _chosen(size: Size | None, sizes: tuple[Size, ...]) -> Size:
@@ -234,6 +260,11 @@ def _chosen(size: Size | None, sizes: tuple[Size, ...]) -> Size:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise UserError(f"the bundle does not paint {size[0]}x{size[1]}; it paints {shown}", hint=REBUILD)
     return size or sizes[0]
+
+
+def _levels(picture: Picture) -> NDArray[np.float32]:
+    """The colours of a picture (h, w, 3), -1 to 1."""
+    return picture.astype(np.float32) / np.float32(127.5) - 1
 
 
 def latent_mask(mask: NDArray[np.bool_], cell: int) -> Latents:

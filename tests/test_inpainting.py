@@ -109,6 +109,39 @@ def test_a_prompt_of_500_tokens_is_cut_with_a_warning(tiny_bundles):
     assert np.array_equal(long, inpainting.encode_prompt("a " * 75))
 
 
+def test_a_warm_start_leaves_out_the_noisiest_steps_and_stays_nearer_to_the_extended_picture(tiny_bundles):
+    inpainting = open_bundle(tiny_bundles["onnxruntime-fp32"]).inpainting
+    mask = np.zeros((64, 64), bool)
+    mask[:, 48:] = True
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    latents, steps = {}, {}
+    for strength in (0.2, 0.6, 1.0):
+        counted, kept = [], []
+        inpainting.decode = kept.append
+        painting = Painting(10, "ddim", strength=strength)
+        inpainting.paint(picture, mask, "a reef", painting, on_step=lambda counted=counted: counted.append(1))
+        latents[strength], steps[strength] = kept[0], len(counted)
+    assert steps == {0.2: 2, 0.6: 6, 1.0: 10}
+    clean = inpainting.encode_image(picture.astype(np.float32) / 127.5 - 1)  # what extends one colour is that colour
+    far = [float(np.abs(latents[strength] - clean).mean()) for strength in (0.2, 0.6, 1.0)]
+    assert far == sorted(far)
+
+
+def test_blended_latents_are_in_the_end_those_of_the_known_part(tiny_bundles):
+    inpainting = open_bundle(tiny_bundles["onnxruntime-fp32"]).inpainting
+    mask = np.zeros((64, 64), bool)
+    mask[:, 48:] = True
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = []
+    inpainting.decode = found.append
+    for blend in (True, False):
+        inpainting.paint(picture, mask, "a reef", Painting(3, "ddim", blend=blend))
+    known = inpainting.encode_image(np.where(mask[..., None], 0, picture.astype(np.float32) / 127.5 - 1))
+    cells = latent_mask(mask, inpainting.bundle.manifest.vae_scale_factor)[0, 0] == 0
+    assert np.array_equal(found[0][0, :, cells], known[0, :, cells])
+    assert not np.allclose(found[1][0, :, cells], known[0, :, cells], atol=0.1)
+
+
 def test_an_empty_prompt_paints(tiny_bundles):
     inpainting = open_bundle(tiny_bundles["onnxruntime-fp32"]).inpainting
     painted = inpainting.paint(
@@ -117,7 +150,14 @@ def test_an_empty_prompt_paints(tiny_bundles):
     assert painted.shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("values", [{"guidance": -1}, {"guidance": float("nan")}, {"seed": -1}, {"seed": 2**64}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"guidance": -1}, {"guidance": float("nan")}, {"seed": -1}, {"seed": 2**64}, {"guided": (0.5, 0.5)},
+        {"guided": (-0.1, 1)}, {"guided": (0, float("nan"))}, {"whole_every": 0}, {"strength": 0}, {"strength": 1.1},
+        {"strength": float("nan")},
+    ],
+)  # fmt: skip
 def test_a_painting_out_of_range_is_refused(values):
     with pytest.raises(UserError):
         Painting(**values)
