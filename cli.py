@@ -27,6 +27,7 @@ from rich.table import Table
 from . import __version__
 from .runtime import Bundle, open_manifest
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
+from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def export_all(
     shallow: Annotated[
         int, typer.Option("--shallow", metavar="N", help="add a UNet of N skip connections, for zoom's --whole-every")
     ] = 0,
+    segments: Annotated[
+        int, typer.Option("--segments", metavar="N", help="cut the UNet into N engines, for zoom's --memory-limit")
+    ] = 1,
     interop: Annotated[bool, typer.Option("--interop", help="make bundles that optimum's pipelines open too")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the bundles go")] = Path("out"),
     budget_mb: Annotated[
@@ -101,7 +105,7 @@ def export_all(
         recipes = tuple(read_recipe(name, budget_mb) for name in recipe or ["fp32"])
         targets = tuple(target or ["onnxruntime"])
         shapes = Shapes(sizes, 2 if interop else batch)
-        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, shallow, interop)
+        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, shallow, segments, interop)
         progress.update(task, description="plan", completed=0, total=plan.stage_count)
         expected = estimate(plan)
         check_disk(plan, expected.disk_bytes)
@@ -158,6 +162,9 @@ def zoom(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="same seed, same video")] = 0,
     size: Annotated[str, typer.Option(metavar="WxH", help="one of the bundle's sizes; default: its first")] = "",
+    memory_limit: Annotated[
+        str, typer.Option(metavar="BYTES", help="open engines in turn to stay below, such as 1GiB")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
@@ -175,7 +182,9 @@ def zoom(
     painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative_prompt, seed=seed, **changes)
     started = time.perf_counter()
     stills = []
-    with Zoom(_checked(bundle), _parse_size(size) if size else None) as opened:
+    limit_bytes = parse_bytes(memory_limit) if memory_limit else None
+    chosen = _parse_size(size) if size else None
+    with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes) as opened:
         scheduled = painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
         calls = len(painting.schedule(len(scheduled)).calls)
         picture = load_image(image, opened.size)
@@ -200,7 +209,13 @@ def zoom(
         "keyframes_painted": motion.painted_count,
         "duration_seconds": motion.frame_count / fps,
         "elapsed_seconds": round(time.perf_counter() - started, 2),
+        "peak_rss_bytes": (peak_bytes := peak_rss_bytes()),
     }
+    if limit_bytes and peak_bytes > limit_bytes:
+        _warn(
+            f"{peak_bytes / 2**20:.0f} MiB of memory were in use at most, more than --memory-limit {memory_limit}: "
+            "a bundle built with --segments, or of a smaller recipe, takes less"
+        )
     _show(
         as_json,
         result,

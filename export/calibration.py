@@ -21,7 +21,6 @@ from ..compress.layers import find_layers
 from ..compress.recipe import Recipe
 from ..compress.statistics import TensorStatistics
 from ..runtime.backends import Array, Engine
-from ..runtime.backends.onnxruntime import open_mapped
 from ..runtime.errors import OutzoomError
 from ..runtime.images import load_image
 from ..runtime.inpainting import Painting
@@ -222,6 +221,8 @@ def _measure_segment(
 def _open_segment(segment: ir.Model, axes: Mapping[str, int], scratch: Path) -> Engine:
     """An engine of a segment that also puts out what is measured."""
     import onnx_ir as ir
+
+    from .segments import open_mapped
 
     outputs = {str(value.name) for value in segment.graph.outputs}
     for node in segment.graph:

@@ -37,6 +37,7 @@ from .stages import KEY_DIGITS, Stage
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
+MAX_UNET_SEGMENTS = 64
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
 INTEGERS_OF_ONNXRUNTIME = ("onnxruntime",)  # the targets that compute in integers what ONNX Runtime does
@@ -55,6 +56,7 @@ class Plan:
     cache: Path | None = None  # where the results of stages are; by default in `out`
     hoist: bool = False  # the UNet in three parts: see hoist.py
     shallow_skips: int = 0  # how many skip connections the shallow UNet has, if there is one: see shallow.py
+    unet_segments: int = 1  # into about how many engines, which run in turn, the UNet is cut
     interop: bool = False  # with the files by which optimum's pipelines open it: see interop.py
 
     def __post_init__(self) -> None:
@@ -77,8 +79,21 @@ class Plan:
                 "optimum's pipelines take the UNet whole, and do guidance in one call of it",
                 hint="with --interop, give --batch 2 and leave out --hoist",
             )
-        if self.interop and self.shallow_skips:
-            raise UserError("optimum's pipelines know of no shallow UNet", hint="leave out --shallow or --interop")
+        if self.interop and (self.shallow_skips or self.unet_segments > 1):
+            raise UserError(
+                "optimum's pipelines know of no shallow UNet and of none in segments",
+                hint="with --interop, leave out --shallow and --segments",
+            )
+        if not 1 <= self.unet_segments <= MAX_UNET_SEGMENTS:
+            raise UserError(
+                f"--segments must be 1 to {MAX_UNET_SEGMENTS}, got {self.unet_segments}",
+                hint="4 make engines of a quarter of the UNet each",
+            )
+        if self.unet_segments > 1 and self.shapes.open:
+            raise UserError(
+                "a UNet in segments has one size and takes one picture at a time",
+                hint="with --segments, give one --size and no --batch",
+            )
         joins = skip_connections(self.checkpoint)
         if not 0 <= self.shallow_skips < joins:
             raise UserError(
@@ -197,6 +212,7 @@ class BundlePlan:
         ours = {"checkpoint": checkpoint, "component": component}
         hoisted = plan.hoist and component == "unet"
         skips = plan.shallow_skips if component == "unet" else 0
+        segments = plan.unet_segments if component == "unet" else 1
 
         traced = self._traced(component)
         module = Stage(
@@ -207,9 +223,13 @@ class BundlePlan:
         for_onnxruntime = integers and self.target in INTEGERS_OF_ONNXRUNTIME
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
-            {**changes, "hoisted": hoisted, "skips": skips, "for ONNX Runtime": for_onnxruntime, **weights},
             {
-                **ours, "recipe": self.recipe, "hoisted": hoisted, "skips": skips, "for_onnxruntime": for_onnxruntime,
+                **changes, "hoisted": hoisted, "skips": skips, "segments": segments,
+                "for ONNX Runtime": for_onnxruntime, **weights,
+            },
+            {
+                **ours, "recipe": self.recipe, "hoisted": hoisted, "skips": skips, "segments": segments,
+                "for_onnxruntime": for_onnxruntime,
             },
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
@@ -295,7 +315,7 @@ class BundlePlan:
     @cached_property
     def zooms(self) -> Stage:
         """The stage that zooms for calibration, on exact engines."""
-        exact = BundlePlan(replace(self.plan, hoist=False, shallow_skips=0, interop=False), *EXACT)
+        exact = BundlePlan(replace(self.plan, hoist=False, shallow_skips=0, unet_segments=1, interop=False), *EXACT)
         settings = msgspec.structs.replace(
             self.recipe.calibration, pictures=()
         )  # they are told apart by what they show

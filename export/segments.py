@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ..runtime.backends import Array
-from ..runtime.backends.onnxruntime import open_mapped
+from ..runtime.backends import Engine
+from ..runtime.backends.onnxruntime import OnnxRuntime
 from ..runtime.files import link_or_copy
+from ..runtime.segments import Segment, SegmentedEngine
 
 SEGMENT_BYTES = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class Step:
-    """A segment of a model: its file, its inputs, and which tensors have to be kept when it has run."""
-
-    file: Path
-    inputs: tuple[str, ...]
-    kept: frozenset[str]
+def open_mapped(file: Path) -> Engine:
+    """Open an ONNX model in little memory."""
+    return OnnxRuntime().load(file, "float32", (), {}, frugal=True)
 
 
-@dataclass(frozen=True)
-class SegmentedEngine:
-    """An engine of ONNX models that run one after another, each open, and its weights in memory, only while it runs."""
-
-    steps: Sequence[Step]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs, by name."""
-        values = dict(feeds)
-        for step in self.steps:
-            engine = open_mapped(step.file)
-            values |= engine.run({name: values[name] for name in step.inputs})
-            engine.close()
-            values = {name: value for name, value in values.items() if name in step.kept}
-        return values
-
-    def close(self) -> None:
-        """Nothing is open between runs."""
+def in_turn(segments: Sequence[Segment]) -> SegmentedEngine:
+    """An engine of ONNX models, each open, and its weights in memory, only while it runs."""
+    return SegmentedEngine(segments, lambda segment: closing(open_mapped(Path(segment.engine))))
 
 
 def segmented(onnx: Path, folder: Path) -> SegmentedEngine:
@@ -56,17 +38,17 @@ def segmented(onnx: Path, folder: Path) -> SegmentedEngine:
         ir.save(segment, file)
         return file
 
-    return SegmentedEngine(steps_of(model, split(model), save))
+    return in_turn(described(model, split(model), save))
 
 
-def steps_of(model: ir.Model, segments: list[ir.Model], save: Callable[[ir.Model, int], Path]) -> list[Step]:
-    """The segments of a model as steps, each in the file that `save` writes it to."""
+def described(model: ir.Model, segments: list[ir.Model], save: Callable[[ir.Model, int], Path]) -> list[Segment]:
+    """The segments of a model, each in the file that `save` writes it to."""
     outputs = {str(value.name) for value in model.graph.outputs}
-    steps = []
+    found = []
     for number, (segment, needed) in enumerate(zip(segments, needed_later(segments), strict=True)):
         inputs = tuple(str(value.name) for value in segment.graph.inputs)
-        steps.append(Step(save(segment, number), inputs, frozenset(needed | outputs)))
-    return steps
+        found.append(Segment(str(save(segment, number)), inputs, tuple(sorted(needed | outputs))))
+    return found
 
 
 def needed_later(segments: list[ir.Model]) -> list[set[str]]:
@@ -85,27 +67,38 @@ def split(
     """Models that do in turn what `model` does, each with at most about `most_bytes` of weights and what else it takes.
 
     `more_bytes` says what a node takes beside its weights. Each takes inputs of the model and outputs of earlier ones;
-    what is made of weights alone, such as a cast, goes with what uses it. Cuts are made where the fewest tensors cross.
-    A layer is never divided, so a model that is small enough, or has one layer, comes back as a list of one.
+    what is made of weights alone, such as a cast, goes with what uses it, as does rounding. Cuts are made where the
+    fewest tensors cross. A layer is never divided, so a model that is small enough, or has one layer, comes back as a
+    list of one.
     """
     constant = _constant_nodes(model.graph)
-    nodes = [node for node in model.graph if node not in constant]
-    cuts = _cuts(nodes, constant, most_bytes, more_bytes)
+    moving = constant | _rounding_nodes(model.graph, constant)
+    nodes = [node for node in model.graph if node not in moving]
+    users: dict[ir.Value, list[ir.Node]] = {}
+    for node in nodes:
+        for value in _sources(node, moving):
+            users.setdefault(value, []).append(node)
+    cuts = _cuts(nodes, users, constant, most_bytes, more_bytes)
     segments = []
     for begin, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
         inside = set(nodes[begin:end])
+        made = [value for node in nodes[begin:end] for value in node.outputs]
         outputs = [
-            value for node in nodes[begin:end] for value in node.outputs
-            if value.is_graph_output() or any(use.node not in inside for use in value.uses())
+            value for value in made
+            if value.is_graph_output() or any(user not in inside for user in users.get(value, ()))
         ]  # fmt: skip
-        inputs: dict[ir.Value, None] = {}
-        for value in (value for node in nodes[begin:end] for value in node.inputs if value is not None):
-            producer = value.producer()
-            if value.is_graph_input() or (producer is not None and producer not in inside | constant):
-                inputs[value] = None
-        graph = ir.convenience.extract(model.graph, list(inputs), outputs)
+        taken = dict.fromkeys(value for node in nodes[begin:end] for value in _sources(node, moving))
+        inputs = [value for value in taken if value not in set(made)]
+        graph = ir.convenience.extract(model.graph, inputs, outputs)
         segments.append(ir.Model(graph, ir_version=model.ir_version))
     return segments
+
+
+def split_evenly(model: ir.Model, count: int) -> list[ir.Model]:
+    """About `count` models that do in turn what `model` does, with about as many weights each: see `split`."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    total_bytes = sum(weight.nbytes for weight in weights if weight is not None)
+    return split(model, -(-total_bytes // count))
 
 
 def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
@@ -115,6 +108,33 @@ def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
         if all(value is None or value.is_initializer() or value.producer() in constant for value in node.inputs):
             constant.add(node)
     return constant
+
+
+def _rounding_nodes(graph: ir.Graph, constant: set[ir.Node]) -> set[ir.Node]:
+    """Those that only round activations, to ranges that are the same in every run.
+
+    Engines compute in integers what is rounded in the same graph, so they go with what uses them, into several segments
+    if need be.
+    """
+    return {
+        node for node in graph
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not node.outputs[0].is_graph_output()
+        and all(value is None or value.is_initializer() or value.producer() in constant for value in node.inputs[1:])
+    }  # fmt: skip
+
+
+def _sources(node: ir.Node, moving: set[ir.Node]) -> list[ir.Value]:
+    """The values that the node takes, itself or through nodes that go with it; no weights."""
+    found: list[ir.Value] = []
+    for value in node.inputs:
+        if value is None or value.is_initializer():
+            continue
+        producer = value.producer()
+        if producer is not None and producer in moving:
+            found += _sources(producer, moving)
+        else:
+            found.append(value)
+    return found
 
 
 def _weights(node: ir.Node, constant: set[ir.Node]) -> set[ir.Value]:
@@ -129,10 +149,14 @@ def _weights(node: ir.Node, constant: set[ir.Node]) -> set[ir.Value]:
 
 
 def _cuts(
-    nodes: list[ir.Node], constant: set[ir.Node], most_bytes: int, more_bytes: Callable[[ir.Node], int]
+    nodes: list[ir.Node],
+    users: Mapping[ir.Value, Sequence[ir.Node]],
+    constant: set[ir.Node],
+    most_bytes: int,
+    more_bytes: Callable[[ir.Node], int],
 ) -> list[int]:
     """The indices of the nodes that begin a new segment."""
-    crossing = _crossing(nodes)
+    crossing = _crossing(nodes, users)
     sizes: list[int] = []
     seen: set[ir.Value] = set()
     for node in nodes:
@@ -157,13 +181,13 @@ def _underfull(sizes: list[int], begin: int, end: int, most_bytes: int) -> bool:
     return sum(sizes[begin:end]) < most_bytes / 2
 
 
-def _crossing(nodes: list[ir.Node]) -> list[int]:
+def _crossing(nodes: list[ir.Node], users: Mapping[ir.Value, Sequence[ir.Node]]) -> list[int]:
     """For a cut before each node: how many values made before it are used after it."""
     position = {node: index for index, node in enumerate(nodes)}
     change = [0] * (len(nodes) + 2)
     for node in nodes:
         for value in node.outputs:
-            last = max((position[use.node] for use in value.uses() if use.node in position), default=position[node])
+            last = max((position[user] for user in users.get(value, ())), default=position[node])
             change[position[node] + 1] += 1
             change[(len(nodes) if value.is_graph_output() else last) + 1] -= 1
     crossing, live = [], 0

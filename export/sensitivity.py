@@ -22,10 +22,9 @@ from ..compress.recipe import Recipe, Rule
 from ..compress.statistics import even_choice
 from ..compress.weights import approximate
 from ..runtime.backends import Array
-from ..runtime.backends.onnxruntime import open_mapped
 from ..runtime.errors import UserError
 from .checkpoint import Checkpoint
-from .segments import SegmentedEngine, split, steps_of
+from .segments import described, in_turn, open_mapped, split
 from .work import MODEL, WEIGHTS, load_arrays, load_traced
 
 TRIED = "tried.json"
@@ -133,11 +132,11 @@ def _errors(
     The network is run from the layer's segment on: what comes before stays the same.
     """
     segments = split(model)
-    steps = steps_of(model, segments, lambda segment, number: _save_open(segment, scratch / str(number)))
+    steps = described(model, segments, lambda segment, number: _save_open(segment, scratch / str(number)))
     values = [load_arrays(sample) for sample in samples]
-    exact = [SegmentedEngine(steps).run(one) for one in values]
+    exact = [in_turn(steps).run(one) for one in values]
     for number, (segment, step) in enumerate(zip(segments, steps, strict=True)):
-        engine, rest = open_mapped(step.file), SegmentedEngine(steps[number + 1 :])
+        engine, rest = open_mapped(Path(step.engine)), in_turn(steps[number + 1 :])
         for layer in find_layers(segment):
             if layer.name in layers:
                 probe = recipe.options(component, layer.op_type, layer.name)[layers[layer.name].probe]

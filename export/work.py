@@ -24,6 +24,7 @@ from ..runtime.bundle import HOISTED_INPUTS, SHALLOW_UNET, Component, FileEntry,
 from ..runtime.errors import BundleError, OutzoomError, UserError
 from ..runtime.files import link_or_copy
 from ..runtime.packed import PACKED_NAME, open_packed
+from ..runtime.segments import SEGMENTS_NAME, Segment
 from .checkpoint import PART_OF, Checkpoint
 from .shapes import Shapes, probe_shapes
 
@@ -47,6 +48,12 @@ class OnnxDescription(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     parameters: int
     left: tuple[Left, ...]  # layers that a rule is for, but can't take
+    segments: tuple[Segment, ...] = ()  # the ONNX models of a component that is cut, to run in turn
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The files of its ONNX models."""
+        return tuple(segment.engine for segment in self.segments) or (MODEL,)
 
 
 class EngineDescription(msgspec.Struct, frozen=True):
@@ -80,7 +87,7 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 def write_onnx(
     folder: Path, traced: Path, *found: Path,
     checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, skips: int,
-    for_onnxruntime: bool,
+    segments: int, for_onnxruntime: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
@@ -88,11 +95,13 @@ def write_onnx(
     activations rounded; those from before they were smoothed, if they are; and what a mixed recipe chose.
     `for_onnxruntime`: in the forms that it computes in integers, which are not those of others. A hoisted UNet comes in
     three, each after those whose outputs it takes; with `skips`, a shallow one of so many skip connections comes last.
+    With `segments` above 1, the whole one is cut into about so many models that run in turn.
     """
     from ..compress.narrow import narrow
     from ..compress.smooth import smooth_activations
     from .calibration import STATISTICS, read_inputs
     from .hoist import hoist
+    from .segments import split_evenly
     from .sensitivity import CHOSEN, read_chosen
     from .shallow import split_shallow
 
@@ -119,7 +128,10 @@ def write_onnx(
         models |= {component: cut.whole, SHALLOW_UNET: cut.shallow}
     dynamic = for_onnxruntime and recipe.multiplies_dynamically(component)
     described = {
-        name: _write_model(model, component, recipe, inputs, dynamic, folder / name) for name, model in models.items()
+        name: _write_model(model, component, recipe, inputs, dynamic, folder / name)
+        if segments == 1 or name != component
+        else _write_segments(model, split_evenly(model, segments), component, recipe, inputs, dynamic, folder / name)
+        for name, model in models.items()
     }
     described[component] = msgspec.structs.replace(described[component], left=(*left, *described[component].left))
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(described))
@@ -160,6 +172,35 @@ def _rounded(
     quantized = partial(recipe.computes_in_integers, component)
     return activations.quantize_activations(
         model, codes, quantized, settings.products, for_onnxruntime, inputs.boundaries
+    )
+
+
+def _write_segments(
+    whole: ir.Model,
+    models: list[ir.Model],
+    component: str,
+    recipe: Recipe,
+    inputs: Inputs | None,
+    dynamic: bool,
+    folder: Path,
+) -> OnnxDescription:
+    """Each of the models in a folder of its number; described as one."""
+    from . import segments
+
+    folder.mkdir()
+    made: list[OnnxDescription] = []
+
+    def save(model: ir.Model, number: int) -> Path:
+        made.append(_write_model(model, component, recipe, inputs, dynamic, folder / str(number)))
+        return Path(str(number), MODEL)
+
+    listed = tuple(segments.described(whole, models, save))
+    return OnnxDescription(
+        inputs=tuple(_spec(value) for value in whole.graph.inputs),
+        outputs=tuple(_spec(value) for value in whole.graph.outputs),
+        parameters=sum(one.parameters for one in made),
+        left=tuple(left for one in made for left in one.left),
+        segments=listed,
     )
 
 
@@ -209,8 +250,15 @@ def compile_engine(
     `sides` are the numbers of the open dimensions for each of the references.
     """
     described = msgspec.json.decode((onnx / DESCRIPTION).read_bytes(), type=dict[str, OnnxDescription])
-    engines = {name: backend_for(target).compile(onnx / name / MODEL, folder / name) for name in described}
-    parity_db = _parity_db(_parts(onnx, engines, described, target, folder), references, target, recipe.compute, sides)
+    compiled = {
+        name: {
+            model: backend_for(target).compile(onnx / name / model, (folder / name / model).parent)
+            for model in one.models
+        }
+        for name, one in described.items()
+    }
+    parts = _parts(onnx, compiled, described, target, folder)
+    parity_db = _parity_db(parts, references, target, recipe.compute, sides)
     if not parity_db >= recipe.min_psnr_db:
         raise OutzoomError(
             f"{component} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
@@ -219,20 +267,45 @@ def compile_engine(
         )
     notes = [f"{left.layer} {left.reason}" for model in described.values() for left in model.left]
     components = {}
-    for name, model in described.items():
-        packed = onnx / name / PACKED_NAME
-        if packed.exists():
-            notes += _pack_weights(packed, backend_for(target).weights_file(engines[name]), folder / name / PACKED_NAME)
+    for name, one in described.items():
+        packed: dict[str, Path] = {}
+        for model, engine in compiled[name].items():
+            source = (onnx / name / model).with_name(PACKED_NAME)
+            if source.exists():
+                packed[model] = engine.with_name(PACKED_NAME)
+                notes += _pack_weights(source, backend_for(target).weights_file(engine), packed[model])
+        segmented = bool(one.segments)
         components[name] = Component(
-            engine=engines[name].relative_to(folder).as_posix(),
-            inputs=model.inputs,
-            outputs=model.outputs,
-            parameters=model.parameters,
+            engine=_relative(
+                _list_segments(one, compiled[name], packed) if segmented else compiled[name][MODEL], folder
+            ),
+            inputs=one.inputs,
+            outputs=one.outputs,
+            parameters=one.parameters,
             parity_psnr_db=round(parity_db, 2) if math.isfinite(parity_db) else None,
-            packed=f"{name}/{PACKED_NAME}" if packed.exists() else None,
+            packed=None if segmented or not packed else _relative(packed[MODEL], folder),
         )
     files = {f"{name}/{file}": entry for name in described for file, entry in describe_files(folder / name).items()}
     (folder / DESCRIPTION).write_bytes(msgspec.json.encode(EngineDescription(components, files, tuple(notes))))
+
+
+def _list_segments(described: OnnxDescription, compiled: Mapping[str, Path], packed: Mapping[str, Path]) -> Path:
+    """Write the list of a component's engines that run in turn."""
+    folder = next(iter(compiled.values())).parent.parent
+    listed = [
+        msgspec.structs.replace(
+            segment,
+            engine=_relative(compiled[segment.engine], folder),
+            packed=_relative(packed[segment.engine], folder) if segment.engine in packed else None,
+        )
+        for segment in described.segments
+    ]
+    (folder / SEGMENTS_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(listed)))
+    return folder / SEGMENTS_NAME
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def _pack_weights(source: Path, weights: Path, target: Path) -> list[str]:
@@ -259,26 +332,32 @@ class Part:
 
 
 def _parts(
-    onnx: Path, engines: dict[str, Path], described: dict[str, OnnxDescription], target: str, folder: Path
+    onnx: Path,
+    compiled: Mapping[str, Mapping[str, Path]],
+    described: Mapping[str, OnnxDescription],
+    target: str,
+    folder: Path,
 ) -> Iterator[Part]:
     """The engines in turn; or, for one with many weights, engines of its graph's segments, each gone after its use."""
     import onnx_ir as ir
 
     from .segments import split
 
-    for name, engine in engines.items():
-        segments = split(ir.load(onnx / name / MODEL))
-        if len(segments) == 1:
-            inputs = described[name].inputs
-            yield Part(engine, tuple(spec.name for spec in inputs), inputs)
-            continue
-        for segment in segments:
-            with TemporaryDirectory(dir=folder) as scratch:
-                source = Path(scratch)
-                link_or_copy(onnx / name / WEIGHTS, source / WEIGHTS)
-                ir.save(segment, source / MODEL)
-                compiled = backend_for(target).compile(source / MODEL, source / "engine")
-                yield Part(compiled, tuple(str(value.name) for value in segment.graph.inputs))
+    for name, engines in compiled.items():
+        for model, engine in engines.items():
+            source = onnx / name / model
+            graph = ir.load(source)
+            segments = split(graph)
+            if len(segments) == 1:
+                taken = tuple(str(value.name) for value in graph.graph.inputs)
+                yield Part(engine, taken, () if described[name].segments else described[name].inputs)
+                continue
+            for segment in segments:
+                with TemporaryDirectory(dir=folder) as scratch:
+                    link_or_copy(source.with_name(WEIGHTS), Path(scratch, WEIGHTS))
+                    ir.save(segment, Path(scratch, MODEL))
+                    made = backend_for(target).compile(Path(scratch, MODEL), Path(scratch, "engine"))
+                    yield Part(made, tuple(str(value.name) for value in segment.graph.inputs))
 
 
 def _parity_db(parts: Iterable[Part], references: Path, target: str, compute: str, sides: Sides) -> float:

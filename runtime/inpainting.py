@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from .backends import Array, Engine, backend_for
 from .bundle import HOISTED_INPUTS, REBUILD, Bundle
 from .denoising import Denoiser, Schedule
+from .engines import EngineFiles, EngineKey, EnginePool, engine_files, segments_of
 from .errors import BundleError, UserError
 from .extension import extended
-from .packed import unpacked
 from .schedulers import Scheduler, default_scheduler, make_scheduler
+from .segments import SegmentedEngine
 from .shapes import Size, dimensions, resolve
 from .tokenizer import ClipTokenizer
 
@@ -87,37 +88,59 @@ class Inpainting:
     Ho and Salimans 2022 (classifier-free guidance).
     """
 
-    def __init__(self, bundle: Bundle, size: Size | None = None, open_engine: OpenEngine | None = None) -> None:
-        """`open_engine` opens the engine of a component for a batch, by default the bundle's own."""
-        self.bundle, self._open = bundle, open_engine or self._open_own
+    def __init__(
+        self,
+        bundle: Bundle,
+        size: Size | None = None,
+        open_engine: OpenEngine | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """`open_engine` opens the engine of a component for a batch, by default the bundle's own.
+
+        With a limit, engines are opened in turn as far as it asks for that: see engines.py.
+        """
+        self.bundle = bundle
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
         self.latent_shape = resolve(latent, dimensions(self.size, manifest.vae_scale_factor))
         self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
-        self._engines: dict[tuple[str, int], Engine] = {}
+        self._segments = {name: () if open_engine else segments_of(bundle, name) for name in manifest.components}
+        self._frugal = memory_limit_bytes is not None
+        self._engines = EnginePool(
+            (lambda key: open_engine(key[0], key[1])) if open_engine else self._open_own,
+            (lambda key: 0) if open_engine else (lambda key: self._files(key).size_bytes),
+            memory_limit_bytes,
+        )
         self._contexts: dict[str, NDArray[Any]] = {}
         self._texts: dict[str, Feeds] = {}
         self._times: dict[float, Feeds] = {}
 
     def engine(self, component: str, batch: int = 1) -> Engine:
         """The engine of a component, loaded on first use; only the UNet's takes a batch of more than 1."""
-        if (component, batch) not in self._engines:
-            self._engines[component, batch] = self._open(component, batch)
-        return self._engines[component, batch]
+        if segments := self._segments[component]:
+            return SegmentedEngine(
+                segments, lambda segment: nullcontext(self._engines.get((component, batch, segment.engine)))
+            )
+        return self._engines.get((component, batch, ""))
 
-    def _open_own(self, component: str, batch: int) -> Engine:
+    def _files(self, key: EngineKey) -> EngineFiles:
+        component, _, engine = key
+        segment = next((one for one in self._segments[component] if one.engine == engine), None)
+        return engine_files(self.bundle, component, segment)
+
+    def _open_own(self, key: EngineKey) -> Engine:
+        component, batch, segment = key
         manifest = self.bundle.manifest
-        with self.engine_file(component) as file:
+        with self._files(key).complete() as file:
             return backend_for(manifest.target).load(
-                file, manifest.recipe.compute, manifest.components[component].inputs,
-                dimensions(self.size, manifest.vae_scale_factor, batch),
+                file, manifest.recipe.compute, () if segment else manifest.components[component].inputs,
+                dimensions(self.size, manifest.vae_scale_factor, batch), self._frugal,
             )  # fmt: skip
 
     def engine_file(self, component: str) -> AbstractContextManager[Path]:
         """An engine beside all of its weights, for as long as it takes to load it."""
-        file, packed = self.bundle.engine(component), self.bundle.manifest.components[component].packed
-        return nullcontext(file) if packed is None else unpacked(file, self.bundle.file(packed))
+        return engine_files(self.bundle, component).complete()
 
     def _run(self, component: str, feeds: Mapping[str, Array], output: str, batch: int = 1) -> Array:
         return self._run_all(component, feeds, [output], batch)[output]
@@ -127,7 +150,7 @@ class Inpainting:
         try:
             made = engine.run(feeds)
             return {name: made[name] for name in outputs}
-        except MemoryError:
+        except (MemoryError, BundleError):
             raise
         except Exception as error:  # each package raises types of its own
             message = f"the engine of {component} does not run as the manifest says: {error}"
@@ -135,11 +158,7 @@ class Inpainting:
 
     def close(self) -> None:
         """Unload the engines; the next use loads them again."""
-        self._unload({component for component, _ in self._engines})
-
-    def _unload(self, components: Collection[str]) -> None:
-        for key in [key for key in self._engines if key[0] in components]:
-            self._engines.pop(key).close()
+        self._engines.close()
 
     def encode_prompt(self, prompt: str) -> NDArray[Any]:
         """The text encoder's output for a prompt, (1, tokens, width); remembered for the next time."""
@@ -238,7 +257,8 @@ class Inpainting:
         prompts = [prompt, painting.negative_prompt] if painting.guidance > 1 else [prompt]
         texts = [self.text_feeds(words) for words in prompts]
         times = {call: self.time_feeds(float(scheduler.timesteps[call])) for call in schedule.calls}
-        self._unload(HOISTED_INPUTS)  # what they made is kept; their weights need not be
+        # what those for the prompt and the timesteps made is kept; their weights need not be
+        self._engines.close(keep=lambda key: key[0] not in ("text_encoder", *HOISTED_INPUTS))
         denoiser = Denoiser(self.bundle, self._run_all, texts, painting.guidance, schedule)
         fresh = np.random.default_rng((painting.seed, index, 1))
         for call, time in times.items():

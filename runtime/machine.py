@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from .errors import UserError
 
 # Of the many flags, those that matter to inference: vector and matrix units and their small data types.
 FLAGS = (
@@ -36,6 +40,29 @@ def read_text(path: str) -> str:
         return Path(path).read_text("utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+UNITS = {
+    "": 1,
+    **{f"{k}B": 1000**n for n, k in enumerate("kMGT", 1)},
+    **{f"{k}iB": 1024**n for n, k in enumerate("KMGT", 1)},
+}
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes as people write it, such as 1GiB or 800MB; raises UserError for another text."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    units = {unit.lower(): factor for unit, factor in UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise UserError(f"'{text}' is no amount of memory", hint="write it like 1GiB, 1.5GB or 800MiB")
+    return round(float(found[1]) * units[found[2].lower()])
+
+
+def rss_bytes() -> int | None:
+    """The resident memory that this process has now; None where the system does not tell without more packages."""
+    if sys.platform != "linux":
+        return None
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_rss_bytes() -> int:

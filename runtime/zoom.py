@@ -56,10 +56,16 @@ class Zoom:
     ...     show(frame)                                       # uint8 (height, width, 3), RGB
     """
 
-    def __init__(self, bundle: Bundle, size: Size | None = None, open_engine: OpenEngine | None = None) -> None:
-        """`open_engine` opens the engine of a component for a batch, by default the bundle's own."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        size: Size | None = None,
+        open_engine: OpenEngine | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """The arguments are those of Inpainting."""
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle, size, open_engine)
+        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes)
         self.size = self.inpainting.size
 
     @property
@@ -130,9 +136,12 @@ class Zoom:
         self.close()
 
 
-def open_bundle(path: Path | str, verify: bool = True, size: Size | None = None) -> Zoom:
+def open_bundle(
+    path: Path | str, verify: bool = True, size: Size | None = None, memory_limit_bytes: int | None = None
+) -> Zoom:
     """Open and check the bundle in a directory, for one of its sizes, (width, height), by default its first.
 
+    With a limit, engines are opened in turn as far as it asks for that.
     Raises BundleError that says what is wrong with it, and UserError for a size that it does not paint.
     """
-    return Zoom(open_manifest(path, verify), size)
+    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes)

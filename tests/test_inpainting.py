@@ -198,6 +198,6 @@ def test_lcm_never_draws_the_same_noise_twice_in_a_zoom(tiny_bundles, monkeypatc
 
 def test_an_engine_that_is_not_what_the_manifest_says_is_a_damaged_bundle(tiny_bundles):
     inpainting = open_bundle(tiny_bundles["onnxruntime-fp32"]).inpainting
-    inpainting._engines["unet", 1] = inpainting.engine("vae_decoder")
+    inpainting._engines._open["unet", 1, ""] = inpainting.engine("vae_decoder")
     with pytest.raises(BundleError, match="engine of unet"):
         inpainting.paint(np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool), "", Painting(steps=1))

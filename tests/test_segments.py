@@ -1,12 +1,19 @@
 """A model cut into segments does what the whole does, with fewer weights in memory at a time."""
 
+import shutil
+
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from outzoom.export.segments import needed_later, segmented, split
+from outzoom.export.parity import tensor_psnr_db
+from outzoom.export.segments import needed_later, segmented, split, split_evenly
+from outzoom.runtime import BundleError, Painting, open_bundle, open_manifest
+from outzoom.runtime.engines import EnginePool, segments_of
+from outzoom.runtime.files import sha256_of
 
 # y = relu(x + a), z = y + b, out = z + y + c: 12 bytes of weights in each addition
 CHAIN = """
@@ -67,7 +74,7 @@ def test_an_engine_of_segments_makes_what_the_whole_makes(chain, tmp_path, monke
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([3])
     ir.save(chain, tmp_path / "model.onnx", external_data="model.onnx.data")
     engine = segmented(tmp_path / "model.onnx", tmp_path / "segments")
-    assert len(engine.steps) == 3
+    assert len(engine.segments) == 3
     made = engine.run({"x": np.array([-5, 0, 5], np.float32)})
     assert {name: value.tolist() for name, value in made.items()} == {
         "y": [0, 2, 8],
@@ -122,3 +129,142 @@ def test_the_segments_of_a_unet_make_in_turn_what_the_whole_makes(tiny_bundles, 
     assert (len(segments) > 3) == (most_bytes < 10**6)
     # whole or in parts the same operations run; fused otherwise at the seams, so not to the last bit
     assert np.allclose(feeds["out_sample"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+ROUNDED = """
+<ir_version: 10, opset_import: ["" : 21]>
+rounded (float[3] x) => (float[3] out)
+<float[3] a = {1, 2, 3}, float[3] b = {10, 20, 30}, float step = {0.5}, uint8 zero = {128}>
+{
+    xa = Add(x, a)
+    codes = QuantizeLinear(xa, step, zero)
+    near = DequantizeLinear(codes, step, zero)
+    y = Mul(near, b)
+    out = Add(y, near)
+}
+"""
+
+
+def test_rounding_goes_with_what_is_computed_of_it():
+    first, second = split(ir.from_onnx_text(ROUNDED), 12)
+    assert ops(first) == ["Add"]
+    assert ops(second) == ["QuantizeLinear", "DequantizeLinear", "Mul", "Add"]
+    assert names(second.graph.inputs) == ["xa"]
+
+
+def test_rounding_that_several_segments_need_is_in_each():
+    model = ir.from_onnx_text(ROUNDED.replace("out = Add(y, near)", "z = Mul(near, a)\n out = Add(y, z)"))
+    segments = split(model, 12)
+    assert [ops(one)[:2] for one in segments[1:]] == [["QuantizeLinear", "DequantizeLinear"]] * (len(segments) - 1)
+
+
+def test_an_even_split_has_about_as_many_segments_as_asked_for(chain):
+    assert [len(split_evenly(chain, count)) for count in (1, 2, 3)] == [1, 3, 3]
+
+
+@pytest.fixture(scope="module")
+def segmented_bundles(tiny_checkpoint, tmp_path_factory, build_bundles):
+    out = tmp_path_factory.mktemp("segmented-bundles")
+    targets = ["onnxruntime", "openvino-cpu"]
+    return build_bundles(tiny_checkpoint, out, targets, ["kmeans4"], unet_segments=3, shallow_skips=1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino-cpu"])
+def test_a_unet_in_segments_paints_what_the_whole_one_does(
+    segmented_bundles, tiny_checkpoint, tmp_path, build_bundles, target
+):
+    whole = build_bundles(tiny_checkpoint, tmp_path, [target], ["kmeans4"])[f"{target}-kmeans4"]
+    bundle = segmented_bundles[f"{target}-kmeans4"]
+    assert len(segments_of(open_manifest(bundle), "unet")) >= 3
+    made = [keyframe(path, limit) for path, limit in ((whole, None), (bundle, None), (bundle, 1))]
+    assert psnr(made[1], made[0]) > 36  # in bf16, what passes between segments is rounded otherwise: 41.7 dB were seen
+    assert psnr(made[2], made[1]) > 36
+
+
+def keyframe(path, limit_bytes):
+    with open_bundle(path, memory_limit_bytes=limit_bytes) as zoom:
+        picture = np.random.default_rng(0).integers(0, 256, (*zoom.size[::-1], 3), np.uint8)
+        keyframes = zoom.keyframes(picture, "a reef", 0.5, Painting(steps=2, whole_every=1))
+        next(keyframes)
+        return next(keyframes)
+
+
+def psnr(made, reference):
+    return tensor_psnr_db(reference.astype(np.float32), made.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[:-2], "is damaged"),
+        (lambda text: "[]", "lists 0 segments"),
+        (
+            lambda text: text.replace("0/model.onnx", "../../elsewhere.onnx"),
+            "lists no file 'unet/../../elsewhere.onnx'",
+        ),
+    ],
+)
+def test_a_list_of_segments_that_is_not_what_was_built_is_refused(segmented_bundles, tmp_path, damage, words):
+    bundle = shutil.copytree(segmented_bundles["onnxruntime-kmeans4"], tmp_path / "bundle")
+    file = bundle / "unet" / "segments.json"
+    file.write_text(damage(file.read_text()))
+    manifest = msgspec.json.decode((bundle / "bundle.json").read_bytes())
+    manifest["files"]["unet/segments.json"] = {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    (bundle / "bundle.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(BundleError) as caught:
+        keyframe(bundle, None)
+    assert words in str(caught.value)
+
+
+class Opened:
+    def __init__(self, pool_log, key):
+        self.log, self.key = pool_log, key
+
+    def run(self, feeds):
+        return {}
+
+    def close(self):
+        self.log.append(("close", self.key[0] + self.key[2]))
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """What the pool believes to be in use: 100 bytes for each open engine."""
+    log = []
+    monkeypatch.setattr(
+        "outzoom.runtime.engines.rss_bytes", lambda: 100 * sum(1 if k == "open" else -1 for k, _ in log)
+    )
+
+    def pool(limit):
+        def open_engine(key):
+            log.append(("open", key[0] + key[2]))
+            return Opened(log, key)
+
+        return EnginePool(open_engine, lambda key: 10, limit)
+
+    return pool, log
+
+
+def test_without_a_limit_engines_stay_open(memory):
+    pool, log = memory[0](None), memory[1]
+    for _ in range(2):
+        for name in "abc":
+            pool.get((name, 1, ""))
+    assert log == [("open", "a"), ("open", "b"), ("open", "c")]
+
+
+def test_other_components_are_closed_first_the_oldest_of_them_before(memory):
+    pool, log = memory[0](300), memory[1]
+    for name in ("a", "b", "a", "u0", "u1"):
+        pool.get((name[0], 1, name[1:]))
+    assert log[2:] == [("open", "u0"), ("close", "b"), ("open", "u1")]
+
+
+def test_of_segments_in_a_circle_as_many_stay_as_fit(memory):
+    pool, log = memory[0](300), memory[1]
+    for _ in range(3):
+        for segment in "0123":
+            pool.get(("u", 1, segment))
+    opened = [name for what, name in log if what == "open"]
+    assert opened[:4] == ["u0", "u1", "u2", "u3"]
+    assert len(opened) == 4 + 2  # three of four stay in each turn

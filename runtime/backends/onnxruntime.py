@@ -55,17 +55,26 @@ class OnnxRuntime:
         return engine.with_name(f"{engine.name}.data")
 
     def load(
-        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
+        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
     ) -> OnnxRuntimeEngine:
         """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
-        return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides)))
+        return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides, frugal)))
 
-    def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Any:
-        """The options of a session in which the named sides of `inputs` are the numbers in `sides`."""
-        options = _package().SessionOptions()
+    def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False) -> Any:
+        """The options of a session in which the named sides of `inputs` are the numbers in `sides`.
+
+        In a frugal one weights stay in their file, which is mapped, and no buffer outlives its use: layers are somewhat
+        slower, since no weight is brought into the order that they compute in; opening takes no time.
+        """
+        ort = _package()
+        options = ort.SessionOptions()
         options.log_severity_level = 3
         for name in {side for spec in inputs for side in spec.shape if isinstance(side, str)}:
             options.add_free_dimension_override_by_name(name, sides[name])
+        if frugal:
+            options.enable_cpu_mem_arena = False
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
     def session(self, engine: Path, options: Any) -> Any:
@@ -78,17 +87,3 @@ class OnnxRuntime:
     def version(self) -> str:
         """The installed version."""
         return str(_package().__version__)
-
-
-def open_mapped(engine: Path) -> OnnxRuntimeEngine:
-    """Open a model in little memory: weights stay in their file, which is mapped, and no buffer outlives its use.
-
-    Layers are somewhat slower, since no weight is brought into the order that they compute in; opening takes no time.
-    """
-    ort = _package()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return OnnxRuntimeEngine(OnnxRuntime().session(engine, options))

@@ -65,7 +65,7 @@ class OpenVino:
         return engine.with_suffix(".bin")
 
     def load(
-        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]
+        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
     ) -> OpenVinoEngine:
         """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
         return OpenVinoEngine(self.compiled(engine, compute, inputs, sides))

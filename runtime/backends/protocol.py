@@ -38,8 +38,13 @@ class Backend(Protocol):
         """The file beside an engine that holds its weights."""
         ...
 
-    def load(self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Engine:
-        """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`."""
+    def load(
+        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
+    ) -> Engine:
+        """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`.
+
+        A frugal one takes less memory, and maybe more time.
+        """
         ...
 
     def version(self) -> str:
