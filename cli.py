@@ -73,8 +73,11 @@ def export_all(
         bool, typer.Option("--hoist/--no-hoist", help="take out of the UNet what no step changes, to run it once")
     ] = False,
     shallow: Annotated[
-        int, typer.Option("--shallow", metavar="N", help="add a UNet of N skip connections, for zoom's --whole-every")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--shallow", metavar="N", help="how many skip connections the quick UNet of zoom's presets has [1]"
+        ),
+    ] = None,
     segments: Annotated[
         int, typer.Option("--segments", metavar="N", help="cut the UNet into N engines, for zoom's --memory-limit")
     ] = 1,
@@ -105,7 +108,8 @@ def export_all(
         recipes = tuple(read_recipe(name, budget_mb) for name in recipe or ["fp32"])
         targets = tuple(target or ["onnxruntime"])
         shapes = Shapes(sizes, 2 if interop else batch)
-        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, shallow, segments, interop)
+        skips = shallow if shallow is not None else int(not interop)
+        plan = Plan(opened, targets, recipes, shapes, out, jobs, cache, hoist, skips, segments, interop)
         progress.update(task, description="plan", completed=0, total=plan.stage_count)
         expected = estimate(plan)
         check_disk(plan, expected.disk_bytes)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime import PRESETS
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ERROR_CHARACTERS = 160
@@ -218,6 +220,30 @@ def _failed(error: str) -> list[str]:
     return [f"fails: {said[:ERROR_CHARACTERS]}".replace("|", "\\|"), *[""] * 6]
 
 
+def demo_switches(result: dict[str, Any]) -> str:
+    """What painting in less time gains and costs; from models/evaluate_switches.py."""
+    lines = [
+        f"The demo model ({result['bundle']}), keyframes around {result['scenes']} scenes that training never saw, "
+        f"guidance {result['guidance']:g}, beside those of `quality` from the same noise, each scene painted by all in "
+        f"turn; {result['machine']}, {result['cores']} cores:",
+        "",
+        "| | a keyframe, to `quality`'s (p10-p90) | PSNR against `quality`, dB | SSIM "
+        "| border against the truth, PSNR dB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in result["variants"].items():
+        time, psnr = one["time_ratio"], one["keyframe_psnr_db"]
+        cells = [
+            f"`{name}`" if name in PRESETS else name,
+            f"{time['median']:.2f} ({time['p10']:.2f}-{time['p90']:.2f})",
+            _with_error(psnr, 1) if psnr else "",
+            f"{one['keyframe_ssim']['mean']:.3f}",
+            _with_error(one["border_psnr_to_truth_db"], 2),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
 PAGES: dict[str, Sections] = {
     "README.md": {
@@ -226,6 +252,7 @@ PAGES: dict[str, Sections] = {
         "demo-quality": ("demo-quality.json", demo_quality),
         "full-size": ("full-size.json", full_size),
     },
+    "docs/painting.md": {"demo-switches": ("demo-switches.json", demo_switches)},
     "docs/compression.md": {
         "demo-compression": ("demo-compression.json", compression),
         "full-size-compression": ("full-size-compression.json", compression),

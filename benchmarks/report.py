@@ -30,6 +30,7 @@ COMPONENT_LABELS = {
     "unet_text": "UNet, hoisted: once per prompt",
     "unet_time": "UNet, hoisted: once per timestep",
     "unet": "UNet, one pass",
+    "unet_shallow": "UNet, shallow: steps between whole ones",
     "vae_encoder": "VAE encoder",
     "vae_decoder": "VAE decoder",
 }

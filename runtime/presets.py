@@ -7,8 +7,8 @@ from .inpainting import Painting
 
 PRESETS = {
     "quality": Painting(),
-    "balanced": Painting(scheduler="dpm-solver", guided=(0.0, 0.6)),
-    "fast": Painting(scheduler="dpm-solver", guided=(0.0, 0.6), whole_every=3),
+    "balanced": Painting(steps=10, scheduler="dpm-solver"),
+    "fast": Painting(steps=10, scheduler="dpm-solver", guided=(0.0, 0.6), whole_every=2),
 }
 
 
