@@ -26,6 +26,7 @@ from rich.table import Table
 
 from . import __version__
 from .runtime import Bundle, open_manifest
+from .runtime.cache import cache_folder
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
 from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
@@ -188,7 +189,7 @@ def zoom(
     stills = []
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     chosen = _parse_size(size) if size else None
-    with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes) as opened:
+    with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes, cache=cache_folder()) as opened:
         scheduled = painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
         calls = len(painting.schedule(len(scheduled)).calls)
         picture = load_image(image, opened.size)

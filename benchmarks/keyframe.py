@@ -84,7 +84,7 @@ def serve(args: argparse.Namespace) -> None:
     """The body of our sides: paint a keyframe for each line that comes in."""
     started = time.perf_counter()
     limit_bytes = parse_bytes(args.memory_limit) if args.memory_limit else None
-    with open_bundle(args.bundle, verify=False, memory_limit_bytes=limit_bytes) as zoom:
+    with open_bundle(args.bundle, verify=False, memory_limit_bytes=limit_bytes, cache=args.cache) as zoom:
         if limit_bytes is None:
             for name in ("text_encoder", "vae_encoder", "unet", "vae_decoder"):
                 zoom.inpainting.engine(name)
@@ -111,9 +111,10 @@ def run(args: argparse.Namespace) -> None:
         save_png(np.repeat(outside_mask(size, SCALE)[..., None], 3, axis=2).astype(np.uint8) * 255, mask)
         given = ("--picture", str(picture), "--mask", str(mask), "--prompt", DEMO_PROMPT)
         given += ("--guidance", str(args.guidance))
-        sides = [ours(name, args.bundle, name, given) for name in PRESETS]
+        mine = (*given, *(("--cache", str(args.cache)) if args.cache else ()))
+        sides = [ours(name, args.bundle, name, mine) for name in PRESETS]
         sides += [
-            ours(f"quality, {limit}", args.segmented or args.bundle, "quality", (*given, "--memory-limit", limit))
+            ours(f"quality, {limit}", args.segmented or args.bundle, "quality", (*mine, "--memory-limit", limit))
             for limit in args.limits
         ]
         if args.genai:
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--segmented", type=Path, help="the bundle for that, its UNet in segments")
     parser.add_argument("--serve", metavar="PRESET", help="be the side that paints with this preset")
     parser.add_argument("--memory-limit", default="")
+    parser.add_argument("--cache", type=Path, help="keep engines here as they are opened")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--mask", type=Path)
     parser.add_argument("--prompt")

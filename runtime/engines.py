@@ -11,11 +11,13 @@ from pathlib import Path, PurePosixPath
 
 from .backends import Engine
 from .bundle import Bundle
+from .files import atomic_directory
 from .machine import rss_bytes
-from .packed import open_packed, unpacked
+from .packed import open_packed, unpack_beside, unpacked
 from .segments import SEGMENTS_NAME, Segment, read_segments
 
 EngineKey = tuple[str, int, str]  # component, batch, and the segment if it is one
+WEIGHTS_FOLDER = "weights"  # in the cache of an engine
 EXPANSION = 2.2  # an engine before it was opened once is taken to need so many times the size of its files
 
 
@@ -26,9 +28,22 @@ class EngineFiles:
     engine: Path
     packed: Path | None
 
-    def complete(self) -> AbstractContextManager[Path]:
-        """The engine beside all of its weights, for as long as it takes to load it."""
-        return nullcontext(self.engine) if self.packed is None else unpacked(self.engine, self.packed)
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Both, or the one that there is."""
+        return (self.engine,) if self.packed is None else (self.engine, self.packed)
+
+    def complete(self, cache: Path | None = None) -> AbstractContextManager[Path]:
+        """The engine beside all of its weights, for as long as it takes to load it, or kept in a cache."""
+        if self.packed is None:
+            return nullcontext(self.engine)
+        if cache is None:
+            return unpacked(self.engine, self.packed)
+        kept = cache / WEIGHTS_FOLDER / self.engine.name
+        if not kept.exists():
+            with atomic_directory(kept.parent) as partial:
+                unpack_beside(self.engine, self.packed, partial)
+        return nullcontext(kept)
 
     @property
     def size_bytes(self) -> int:

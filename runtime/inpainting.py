@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .backends import Array, Engine, backend_for
 from .bundle import HOISTED_INPUTS, REBUILD, Bundle
+from .cache import engine_cache
 from .denoising import Denoiser, Schedule
 from .engines import EngineFiles, EngineKey, EnginePool, engine_files, segments_of
 from .errors import BundleError, UserError
@@ -94,12 +95,14 @@ class Inpainting:
         size: Size | None = None,
         open_engine: OpenEngine | None = None,
         memory_limit_bytes: int | None = None,
+        cache: Path | None = None,
     ) -> None:
         """`open_engine` opens the engine of a component for a batch, by default the bundle's own.
 
-        With a limit, engines are opened in turn as far as it asks for that: see engines.py.
+        With a limit, engines are opened in turn as far as it asks for that: see engines.py. `cache` is a folder to keep
+        them in as they are opened: see cache.py.
         """
-        self.bundle = bundle
+        self.bundle, self._cache = bundle, cache
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
@@ -132,10 +135,12 @@ class Inpainting:
     def _open_own(self, key: EngineKey) -> Engine:
         component, batch, segment = key
         manifest = self.bundle.manifest
-        with self._files(key).complete() as file:
-            return backend_for(manifest.target).load(
+        backend, files = backend_for(manifest.target), self._files(key)
+        cache = engine_cache(self._cache, self.bundle, files.paths, backend.version())
+        with files.complete(cache) as file:
+            return backend.load(
                 file, manifest.recipe.compute, () if segment else manifest.components[component].inputs,
-                dimensions(self.size, manifest.vae_scale_factor, batch), self._frugal,
+                dimensions(self.size, manifest.vae_scale_factor, batch), self._frugal, cache,
             )  # fmt: skip
 
     def engine_file(self, component: str) -> AbstractContextManager[Path]:

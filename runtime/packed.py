@@ -141,18 +141,23 @@ def open_packed(file: Path) -> PackedFile:
 def unpacked(engine: Path, packed: Path) -> Iterator[Path]:
     """The engine beside its whole weights file, in a temporary folder that is removed at the end."""
     with TemporaryDirectory(prefix="outzoom-", ignore_cleanup_errors=True) as folder:
-        file = open_packed(packed)
-        if file.packing.weights_file == engine.name:
-            raise BundleError(f"the packed weights '{packed}' would replace the engine", hint=DAMAGED)
-        if file.packing.size_bytes > shutil.disk_usage(folder).free:
-            megabytes = file.packing.size_bytes / 1e6
-            raise OutzoomError(
-                f"there is no room for the {megabytes:.0f} MB of weights of '{engine}' in '{folder}'",
-                hint="make some, or name another folder in the environment variable TMPDIR",
-            )
-        link_or_copy(engine, Path(folder) / engine.name)
-        unpack(file, Path(folder) / file.packing.weights_file)
+        unpack_beside(engine, packed, Path(folder))
         yield Path(folder) / engine.name
+
+
+def unpack_beside(engine: Path, packed: Path, folder: Path) -> None:
+    """Put the engine and its whole weights file into a folder; raises OutzoomError when there is no room for them."""
+    file = open_packed(packed)
+    if file.packing.weights_file == engine.name:
+        raise BundleError(f"the packed weights '{packed}' would replace the engine", hint=DAMAGED)
+    if file.packing.size_bytes > shutil.disk_usage(folder).free:
+        megabytes = file.packing.size_bytes / 1e6
+        raise OutzoomError(
+            f"there is no room for the {megabytes:.0f} MB of weights of '{engine}' in '{folder}'",
+            hint="make some, or name another folder in the environment variables OUTZOOM_CACHE and TMPDIR",
+        )
+    link_or_copy(engine, folder / engine.name)
+    unpack(file, folder / file.packing.weights_file)
 
 
 def unpack(file: PackedFile, target: Path) -> None:

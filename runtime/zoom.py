@@ -62,10 +62,11 @@ class Zoom:
         size: Size | None = None,
         open_engine: OpenEngine | None = None,
         memory_limit_bytes: int | None = None,
+        cache: Path | None = None,
     ) -> None:
         """The arguments are those of Inpainting."""
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes)
+        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes, cache)
         self.size = self.inpainting.size
 
     @property
@@ -137,11 +138,16 @@ class Zoom:
 
 
 def open_bundle(
-    path: Path | str, verify: bool = True, size: Size | None = None, memory_limit_bytes: int | None = None
+    path: Path | str,
+    verify: bool = True,
+    size: Size | None = None,
+    memory_limit_bytes: int | None = None,
+    cache: Path | None = None,
 ) -> Zoom:
     """Open and check the bundle in a directory, for one of its sizes, (width, height), by default its first.
 
-    With a limit, engines are opened in turn as far as it asks for that.
+    With a limit, engines are opened in turn as far as it asks for that. `cache` is a folder to keep them in as they are
+    opened, such as `cache_folder()`: the next time it is quick.
     Raises BundleError that says what is wrong with it, and UserError for a size that it does not paint.
     """
-    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes)
+    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes, cache=cache)

@@ -15,6 +15,14 @@ DEMO = ROOT / "models" / "demo"
 sys.path.insert(0, str(ROOT / "models"))  # scenes.py is a script's module, not the package's
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory):
+    """Nothing that a test opens is kept in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTZOOM_CACHE", str(tmp_path_factory.mktemp("engines")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of SD2 inpainting's classes at a tiny configuration: 64x64 pixels, random weights, fp32."""

@@ -55,9 +55,15 @@ class OnnxRuntime:
         return engine.with_name(f"{engine.name}.data")
 
     def load(
-        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
+        self,
+        engine: Path,
+        compute: str,
+        inputs: Sequence[TensorSpec],
+        sides: Mapping[str, int],
+        frugal: bool = False,
+        cache: Path | None = None,
     ) -> OnnxRuntimeEngine:
-        """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says."""
+        """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says; nothing is kept."""
         return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides, frugal)))
 
     def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False) -> Any:

@@ -65,22 +65,39 @@ class OpenVino:
         return engine.with_suffix(".bin")
 
     def load(
-        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
+        self,
+        engine: Path,
+        compute: str,
+        inputs: Sequence[TensorSpec],
+        sides: Mapping[str, int],
+        frugal: bool = False,
+        cache: Path | None = None,
     ) -> OpenVinoEngine:
         """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
-        return OpenVinoEngine(self.compiled(engine, compute, inputs, sides))
+        return OpenVinoEngine(self.compiled(engine, compute, inputs, sides, cache))
 
-    def compiled(self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int]) -> Any:
-        """The package's own compiled model of an engine."""
+    def compiled(
+        self,
+        engine: Path,
+        compute: str,
+        inputs: Sequence[TensorSpec],
+        sides: Mapping[str, int],
+        cache: Path | None = None,
+    ) -> Any:
+        """The package's own compiled model of an engine; what it keeps in the cache has no weights."""
         ov = _package()
         options = {"PERFORMANCE_HINT": "LATENCY"}
         if compute == "float32":
             options["INFERENCE_PRECISION_HINT"] = "f32"
+        if cache is not None:
+            options |= {"CACHE_DIR": str(cache), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        core = ov.Core()
         try:
-            model = ov.Core().read_model(engine)
-            if any(isinstance(side, str) for spec in inputs for side in spec.shape):
-                model.reshape({spec.name: list(resolve(spec.shape, sides)) for spec in inputs})
-            return ov.Core().compile_model(model, self.device, options)
+            if not any(isinstance(side, str) for spec in inputs for side in spec.shape):
+                return core.compile_model(engine, self.device, options)
+            model = core.read_model(engine)
+            model.reshape({spec.name: list(resolve(spec.shape, sides)) for spec in inputs})
+            return core.compile_model(model, self.device, options)
         except RuntimeError as error:
             message = f"OpenVINO can't compile '{engine}' for {self.device}: {error}"
             raise BundleError(message, hint=COPY_AGAIN) from error

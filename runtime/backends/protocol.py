@@ -39,11 +39,17 @@ class Backend(Protocol):
         ...
 
     def load(
-        self, engine: Path, compute: str, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False
+        self,
+        engine: Path,
+        compute: str,
+        inputs: Sequence[TensorSpec],
+        sides: Mapping[str, int],
+        frugal: bool = False,
+        cache: Path | None = None,
     ) -> Engine:
         """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`.
 
-        A frugal one takes less memory, and maybe more time.
+        A frugal one takes less memory, and maybe more time. `cache` is a folder for what makes loading quick next time.
         """
         ...
 
