@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from .bundle import DEEP_FEATURES, SHALLOW_UNET, Bundle
 from .schedulers.protocol import Array as Latents
 
 Feeds = dict[str, Array]
-Run = Callable[[str, Mapping[str, Array], Sequence[str], int], Feeds]
+RunEach = Callable[[str, Sequence[Feeds], Sequence[str]], list[Feeds]]
 SAMPLE, PREDICTION = "sample", "out_sample"
 
 
@@ -43,13 +43,13 @@ class Schedule:
 
 @dataclass
 class Denoiser:
-    """Predicts with the UNet of a bundle for one picture; `run` runs an engine: component, feeds, outputs, batch.
+    """Predicts with the UNet of a bundle for one picture; `run` is given a component, several feeds, and the outputs.
 
     `texts` are what the UNet takes for the prompt and, if there is guidance, for what to keep away from.
     """
 
     bundle: Bundle
-    run: Run
+    run: RunEach
     texts: Sequence[Feeds]
     guidance: float
     schedule: Schedule
@@ -59,30 +59,17 @@ class Denoiser:
         """The first text's prediction, guided away from the second one's where the call is guided."""
         numbers = range(len(self.texts)) if self.schedule.is_guided(call) else range(1)
         whole = self.schedule.is_whole(call) or any(number not in self._deep for number in numbers)
-        together = len(numbers) == self.bundle.manifest.batch
-        groups = [list(numbers)] if together else [[number] for number in numbers]
-        conditional, *unconditional = [one for group in groups for one in self._run(sample, time, group, whole)]
+        feeds = [{SAMPLE: sample, **self.texts[number], **time} for number in numbers]
+        if whole:
+            caches = self.bundle.manifest.has_shallow_unet and self.schedule.whole_every > 1
+            made = self.run("unet", feeds, [PREDICTION, *([DEEP_FEATURES] if caches else [])])
+            self._deep |= {number: one[DEEP_FEATURES] for number, one in zip(numbers, made, strict=True) if caches}
+        else:
+            taken = [spec.name for spec in self.bundle.manifest.components[SHALLOW_UNET].inputs]
+            feeds = [{**one, DEEP_FEATURES: self._deep[number]} for number, one in zip(numbers, feeds, strict=True)]
+            made = self.run(SHALLOW_UNET, [{name: one[name] for name in taken} for one in feeds], [PREDICTION])
+        conditional, *unconditional = (one[PREDICTION] for one in made)
         if not unconditional:
             return conditional
         guided: Latents = unconditional[0] + np.float32(self.guidance) * (conditional - unconditional[0])
         return guided
-
-    def _run(self, sample: Latents, time: Feeds, numbers: Sequence[int], whole: bool) -> list[Latents]:
-        """The predictions for some of the texts, in one call of the UNet."""
-        texts = [self.texts[number] for number in numbers]
-        feeds = {name: _stacked([text[name] for text in texts]) for name in texts[0]}
-        feeds |= {SAMPLE: _stacked([sample] * len(numbers)), **time}
-        caches = self.bundle.manifest.has_shallow_unet and self.schedule.whole_every > 1
-        if whole:
-            made = self.run("unet", feeds, [PREDICTION, *([DEEP_FEATURES] if caches else [])], len(numbers))
-            if caches:
-                self._deep |= dict(zip(numbers, np.split(made[DEEP_FEATURES], len(numbers)), strict=True))
-        else:
-            feeds[DEEP_FEATURES] = _stacked([self._deep[number] for number in numbers])
-            taken = [spec.name for spec in self.bundle.manifest.components[SHALLOW_UNET].inputs]
-            made = self.run(SHALLOW_UNET, {name: feeds[name] for name in taken}, [PREDICTION], len(numbers))
-        return list(np.split(made[PREDICTION], len(numbers)))
-
-
-def _stacked(arrays: Sequence[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,12 +13,11 @@ from .backends import Engine
 from .bundle import Bundle
 from .files import atomic_directory
 from .machine import rss_bytes
-from .packed import open_packed, unpack_beside, unpacked
+from .packed import unpack_beside, unpacked
 from .segments import SEGMENTS_NAME, Segment, read_segments
 
 EngineKey = tuple[str, int, str]  # component, batch, and the segment if it is one
 WEIGHTS_FOLDER = "weights"  # in the cache of an engine
-EXPANSION = 2.2  # an engine before it was opened once is taken to need so many times the size of its files
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,6 @@ class EngineFiles:
                 unpack_beside(self.engine, self.packed, partial)
         return nullcontext(kept)
 
-    @property
-    def size_bytes(self) -> int:
-        """Of the engine and its weights, as they are when they are loaded."""
-        unpacked_bytes = 0 if self.packed is None else open_packed(self.packed).packing.size_bytes
-        beside = (file for file in self.engine.parent.iterdir() if file != self.packed)
-        return unpacked_bytes + sum(file.stat().st_size for file in beside)
-
 
 def segments_of(bundle: Bundle, component: str) -> tuple[Segment, ...]:
     """Those of a component; none if its engine is whole. Raises BundleError for a damaged list."""
@@ -75,28 +67,27 @@ def engine_files(bundle: Bundle, component: str, segment: Segment | None = None)
 class EnginePool:
     """Opens engines when they are asked for, and closes others first where the limit asks for it.
 
-    `open_engine` opens one, `size_bytes` says how large its files are. Where the system does not say how much memory is
-    in use, a limit means one engine at a time.
+    What an engine needs is known once it has run; until then it has the memory to itself. So has every engine where the
+    system does not say how much is in use.
     """
 
     open_engine: Callable[[EngineKey], Engine]
-    size_bytes: Callable[[EngineKey], int]
     limit_bytes: int | None = None
     _open: dict[EngineKey, Engine] = field(default_factory=dict)  # the one used last comes last
-    _took_bytes: dict[EngineKey, int] = field(default_factory=dict)
+    _took_bytes: dict[EngineKey, int] = field(default_factory=dict)  # to open it and to run it
+    _before: tuple[EngineKey, int] | None = None  # the engine opened last, and what was in use before
 
     def get(self, key: EngineKey) -> Engine:
         """The engine, opened now or before."""
         if key in self._open:
             self._open[key] = self._open.pop(key)
             return self._open[key]
+        self._learn()
         if self.limit_bytes is not None:
             self._make_room(key, self.limit_bytes)
-        before = rss_bytes()
+        used_bytes = rss_bytes()
         self._open[key] = self.open_engine(key)
-        after = rss_bytes()
-        if before is not None and after is not None:
-            self._took_bytes[key] = max(after - before, self._took_bytes.get(key, 0))
+        self._before = None if used_bytes is None else (key, used_bytes)
         return self._open[key]
 
     @property
@@ -106,21 +97,34 @@ class EnginePool:
 
     def close(self, keep: Callable[[EngineKey], bool] = lambda key: False) -> None:
         """Close the engines but those to keep; they are opened again when they are asked for."""
-        for key in [key for key in self._open if not keep(key)]:
-            self._open.pop(key).close()
-        _give_back()
+        self._learn()
+        self._close([key for key in self._open if not keep(key)])
+
+    def _learn(self) -> None:
+        """What the engine that was opened last has taken until now."""
+        used_bytes = rss_bytes()
+        if self._before is not None and used_bytes is not None:
+            key, before_bytes = self._before
+            self._took_bytes[key] = max(used_bytes - before_bytes, self._took_bytes.get(key, 0))
+            self._before = None
 
     def _make_room(self, key: EngineKey, limit_bytes: int) -> None:
-        """Close what is needed latest until the engine fits: other components, those used longest ago first; then the
-        component's other segments, the one used last first, for they are used in a circle."""
-        needed = self._took_bytes.get(key, round(EXPANSION * self.size_bytes(key)))
+        """Close what is needed latest until the engine fits.
+
+        Other components first, those used longest ago before the rest; then the component's other segments, the one
+        used last before the rest, for they are used in a circle.
+        """
         others = [one for one in self._open if one[0] != key[0]]
         for one in others + [one for one in reversed(self._open) if one[0] == key[0]]:
-            used = rss_bytes()
-            if used is not None and used + needed <= limit_bytes:
+            used_bytes, needed_bytes = rss_bytes(), self._took_bytes.get(key)
+            if used_bytes is not None and needed_bytes is not None and used_bytes + needed_bytes <= limit_bytes:
                 return
-            self._open.pop(one).close()
-            _give_back()
+            self._close([one])
+
+    def _close(self, keys: Iterable[EngineKey]) -> None:
+        for key in list(keys):
+            self._open.pop(key).close()
+        _give_back()
 
 
 def _give_back() -> None:

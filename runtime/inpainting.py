@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +111,7 @@ class Inpainting:
         self._segments = {name: () if open_engine else segments_of(bundle, name) for name in manifest.components}
         self._frugal = memory_limit_bytes is not None
         self._engines = EnginePool(
-            (lambda key: open_engine(key[0], key[1])) if open_engine else self._open_own,
-            (lambda key: 0) if open_engine else (lambda key: self._files(key).size_bytes),
-            memory_limit_bytes,
+            (lambda key: open_engine(key[0], key[1])) if open_engine else self._open_own, memory_limit_bytes
         )
         self._contexts: dict[str, NDArray[Any]] = {}
         self._texts: dict[str, Feeds] = {}
@@ -147,14 +145,22 @@ class Inpainting:
         """An engine beside all of its weights, for as long as it takes to load it."""
         return engine_files(self.bundle, component).complete()
 
-    def _run(self, component: str, feeds: Mapping[str, Array], output: str, batch: int = 1) -> Array:
-        return self._run_all(component, feeds, [output], batch)[output]
+    def _run(self, component: str, feeds: Mapping[str, Array], output: str) -> Array:
+        return self._run_each(component, [feeds], [output])[0][output]
 
-    def _run_all(self, component: str, feeds: Mapping[str, Array], outputs: Iterable[str], batch: int = 1) -> Feeds:
-        engine = self.engine(component, batch)
+    def _run_each(self, component: str, several: Sequence[Mapping[str, Array]], outputs: Sequence[str]) -> list[Feeds]:
+        """The outputs of an engine for each of several feeds, in one call of it where it takes so many at once."""
+        batched = [spec.name for spec in self.bundle.manifest.components[component].inputs if spec.shape[0] == "batch"]
+        together = bool(batched) and len(several) == self.bundle.manifest.batch > 1
+        engine = self.engine(component, len(several) if together else 1)
         try:
-            made = engine.run(feeds)
-            return {name: made[name] for name in outputs}
+            if together:
+                stacked = {name: np.concatenate([feeds[name] for feeds in several]) for name in batched}
+                made = engine.run({**several[0], **stacked})
+                split = {name: np.split(made[name], len(several)) for name in outputs}
+                return [{name: split[name][number] for name in outputs} for number in range(len(several))]
+            each = engine.run_each(several) if isinstance(engine, SegmentedEngine) else map(engine.run, several)
+            return [{name: one[name] for name in outputs} for one in each]
         except (MemoryError, BundleError):
             raise
         except Exception as error:  # each package raises types of its own
@@ -198,9 +204,8 @@ class Inpainting:
         return _remember(self._times, timestep, self._run_part("unet_time", feeds), TIMESTEPS_KEPT)
 
     def _run_part(self, component: str, feeds: Feeds) -> Feeds:
-        return self._run_all(
-            component, feeds, [spec.name for spec in self.bundle.manifest.components[component].outputs]
-        )
+        outputs = [spec.name for spec in self.bundle.manifest.components[component].outputs]
+        return self._run_each(component, [feeds], outputs)[0]
 
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
         """Scaled latents of an image (h, w, 3) in -1..1; the distribution's mean, or a sample with `noise`."""
@@ -264,7 +269,7 @@ class Inpainting:
         times = {call: self.time_feeds(float(scheduler.timesteps[call])) for call in schedule.calls}
         # what those for the prompt and the timesteps made is kept; their weights need not be
         self._engines.close(keep=lambda key: key[0] not in ("text_encoder", *HOISTED_INPUTS))
-        denoiser = Denoiser(self.bundle, self._run_all, texts, painting.guidance, schedule)
+        denoiser = Denoiser(self.bundle, self._run_each, texts, painting.guidance, schedule)
         fresh = np.random.default_rng((painting.seed, index, 1))
         for call, time in times.items():
             sample = np.concatenate([scheduler.scale_model_input(latents, call), extra], axis=1)

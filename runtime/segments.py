@@ -38,11 +38,16 @@ class SegmentedEngine:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs, by name."""
-        values = dict(feeds)
+        return self.run_each([feeds])[0]
+
+    def run_each(self, several: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Compute the outputs of each of several feeds; all of them pass a segment before the next is opened."""
+        values = [dict(feeds) for feeds in several]
         for segment in self.segments:
             with self.opened(segment) as engine:
-                values |= engine.run({name: values[name] for name in segment.inputs})
-            values = {name: value for name, value in values.items() if name in segment.kept}
+                for one in values:
+                    one |= engine.run({name: one[name] for name in segment.inputs})
+            values = [{name: value for name, value in one.items() if name in segment.kept} for one in values]
         return values
 
     def close(self) -> None:

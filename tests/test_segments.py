@@ -1,6 +1,8 @@
 """A model cut into segments does what the whole does, with fewer weights in memory at a time."""
 
 import shutil
+from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,10 +12,11 @@ import onnxruntime
 import pytest
 
 from outzoom.export.parity import tensor_psnr_db
-from outzoom.export.segments import needed_later, segmented, split, split_evenly
+from outzoom.export.segments import described, needed_later, open_mapped, segmented, split, split_evenly
 from outzoom.runtime import BundleError, Painting, open_bundle, open_manifest
 from outzoom.runtime.engines import EnginePool, segments_of
 from outzoom.runtime.files import sha256_of
+from outzoom.runtime.segments import SegmentedEngine
 
 # y = relu(x + a), z = y + b, out = z + y + c: 12 bytes of weights in each addition
 CHAIN = """
@@ -32,7 +35,10 @@ chain (float[3] x) => (float[3] out)
 
 @pytest.fixture
 def chain():
-    return ir.from_onnx_text(CHAIN)
+    model = ir.from_onnx_text(CHAIN)
+    for value in (node.outputs[0] for node in model.graph):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([3])
+    return model
 
 
 def ops(segment):
@@ -240,7 +246,7 @@ def memory(monkeypatch):
             log.append(("open", key[0] + key[2]))
             return Opened(log, key)
 
-        return EnginePool(open_engine, lambda key: 10, limit)
+        return EnginePool(open_engine, limit)
 
     return pool, log
 
@@ -253,18 +259,64 @@ def test_without_a_limit_engines_stay_open(memory):
     assert log == [("open", "a"), ("open", "b"), ("open", "c")]
 
 
+def test_an_engine_that_never_ran_has_the_memory_to_itself(memory):
+    pool, log = memory[0](1000), memory[1]
+    pool.get(("a", 1, ""))
+    pool.get(("b", 1, ""))
+    pool.get(("a", 1, ""))  # now it is known what they take
+    assert log == [("open", "a"), ("close", "a"), ("open", "b"), ("open", "a")]
+
+
+def known(pool, log, *names):
+    """All of these have run once, the last is open."""
+    for name in names:
+        pool.get((name[0], 1, name[1:]))
+    log[:] = [("open", names[-1])]
+
+
 def test_other_components_are_closed_first_the_oldest_of_them_before(memory):
     pool, log = memory[0](300), memory[1]
-    for name in ("a", "b", "a", "u0", "u1"):
+    known(pool, log, "b", "u0", "u1", "a")
+    for name in ("b", "a", "u0", "u1"):
         pool.get((name[0], 1, name[1:]))
-    assert log[2:] == [("open", "u0"), ("close", "b"), ("open", "u1")]
+    assert log[1:] == [("open", "b"), ("open", "u0"), ("close", "b"), ("open", "u1")]
 
 
 def test_of_segments_in_a_circle_as_many_stay_as_fit(memory):
     pool, log = memory[0](300), memory[1]
+    known(pool, log, "u0", "u1", "u2", "u3")
     for _ in range(3):
         for segment in "0123":
             pool.get(("u", 1, segment))
     opened = [name for what, name in log if what == "open"]
-    assert opened[:4] == ["u0", "u1", "u2", "u3"]
-    assert len(opened) == 4 + 2  # three of four stay in each turn
+    assert opened[:3] == ["u3", "u0", "u1"]
+    assert len(opened) == 7  # of twelve: three of four stay from one turn to the next
+
+
+def test_where_the_system_does_not_say_what_is_in_use_one_engine_is_open_at_a_time(memory, monkeypatch):
+    pool, log = memory[0](1000), memory[1]
+    monkeypatch.setattr("outzoom.runtime.engines.rss_bytes", lambda: None)
+    for name in "aba":
+        pool.get((name, 1, ""))
+    assert [what for what, _ in log] == ["open", "close", "open", "close", "open"]
+
+
+def test_several_feeds_go_through_a_segment_before_the_next_is_opened(chain, tmp_path):
+    opened = []
+
+    def in_file(segment, number):
+        file = tmp_path / f"{number}.onnx"
+        ir.save(segment, file)
+        return file
+
+    segments = described(chain, split(chain, 12), in_file)
+
+    def opens(segment):
+        opened.append(segment.engine)
+        return closing(open_mapped(Path(segment.engine)))
+
+    engine = SegmentedEngine(segments, opens)
+    feeds = [{"x": np.full(3, value, np.float32)} for value in (0, 1)]
+    made = engine.run_each(feeds)
+    assert len(opened) == 3
+    assert [one["out"].tolist() for one in made] == [engine.run(one)["out"].tolist() for one in feeds]

@@ -107,17 +107,17 @@ def painted(zoom, **painting):
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     mask = np.arange(width)[None] < np.full((height, 1), width // 2)
     inpainting, runs = zoom.inpainting, []
-    run_all = type(inpainting)._run_all
+    run_each = type(inpainting)._run_each
 
-    def counted(component, feeds, outputs, batch=1):
-        runs.append((component, batch))
-        return run_all(inpainting, component, feeds, outputs, batch)
+    def counted(component, several, outputs):
+        runs.append((component, len(several)))
+        return run_each(inpainting, component, several, outputs)
 
-    inpainting._run_all = counted
+    inpainting._run_each = counted
     try:
         made = inpainting.paint(picture, mask, "a reef", Painting(steps=4, scheduler="ddim", **painting))
     finally:
-        del inpainting._run_all
+        del inpainting._run_each
     return made, [one for one in runs if one[0].startswith("unet")]
 
 
