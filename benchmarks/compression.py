@@ -67,7 +67,7 @@ def measure(
 ) -> None:  # fmt: skip
     """Compress and compare what `file` does not have yet, or, with `again`, once more; then time all that it has.
 
-    `only` are patterns of names; the references in float32 are always among them.
+    `only` are patterns of names; the references in float32 are always among them. Without rounds nothing is timed.
     """
     task.prepare()
     exact = Ours("onnxruntime", REFERENCE)
@@ -78,7 +78,7 @@ def measure(
             known = file.read().get("results", {}).get(compressor.name)
             if known is None or again or not _is_there(compressor, task, known):
                 file.save("results", {compressor.name: _measured(compressor, task, references)})
-    for target in dict.fromkeys(compressor.target for compressor in compressors if compressor.target != TORCH):
+    for target in dict.fromkeys(one.target for one in compressors if one.target != TORCH and rounds):
         _time(task, target, compressors, file, rounds, again)
 
 
@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names, or TOML files")
     parser.add_argument("--keyframes", type=int, default=1, help="painted for each of the recipe's prompts")
     parser.add_argument("--steps", type=int, default=4, help="of each keyframe, to calibrate on")
-    parser.add_argument("--rounds", type=int, default=10, help="timed runs of each engine")
+    parser.add_argument("--rounds", type=int, default=10, help="timed runs of each engine; 0: none is timed")
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names, beside the fp32 references")
     parser.add_argument("--again", action="store_true", help="measure what the result file has, too")
     args = parser.parse_args()

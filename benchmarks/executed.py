@@ -23,6 +23,7 @@ from ..runtime import open_manifest
 from ..runtime.backends import Array, backend_for
 from ..runtime.backends.onnxruntime import OnnxRuntime
 from ..runtime.backends.openvino import OpenVino
+from ..runtime.engines import segments_of
 from ..runtime.inpainting import Inpainting
 from ..runtime.shapes import dimensions
 from .measure import random_feeds
@@ -60,8 +61,10 @@ class Ran:
 
 
 def executed(inpainting: Inpainting, component: str, feeds: Mapping[str, Array]) -> Executed | None:
-    """What the engine of a component computes in; None for a target that can't be asked."""
+    """What the engine of a component computes in; None for a target that can't be asked, and for one in segments."""
     manifest = inpainting.bundle.manifest
+    if segments_of(inpainting.bundle, component):
+        return None
     backend, inputs = backend_for(manifest.target), manifest.components[component].inputs
     sides = dimensions(inpainting.size, manifest.vae_scale_factor)
     with inpainting.engine_file(component) as file:

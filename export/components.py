@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,16 +33,30 @@ class TextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """sample (n, 9, h, w), timestep (1,), encoder_hidden_states (n, tokens, width) -> out_sample (n, 4, h, w)."""
+    """sample (n, 9, h, w), timestep (1,), encoder_hidden_states (n, tokens, width) -> out_sample (n, 4, h, w).
+
+    One that was distilled with its guidance, as consistency models are, takes the strength of that, (1,), as well.
+    """
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         """One denoising prediction."""
-        out: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        embedded = None if guidance is None else self._embedded(guidance)
+        inputs = (sample, timestep, encoder_hidden_states)
+        out: Tensor = self.unet(*inputs, timestep_cond=embedded, return_dict=False)[0]
         return out
+
+    def _embedded(self, guidance: Tensor) -> Tensor:
+        """The features (1, n) of a strength of guidance. Source: Luo et al. 2023, latent consistency models."""
+        half = self.unet.config.time_cond_proj_dim // 2
+        frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(1e4) / (half - 1)))
+        angles = (guidance - 1)[:, None] * 1000 * frequencies[None]
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
 class VaeEncoder(nn.Module):

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..runtime.bundle import GUIDANCE
 from .checkpoint import PART_OF, Checkpoint
 from .components import COMPONENT_SPECS, streamed_part
 
 SEED = 20
-MAX_TIMESTEP = 1000
+TYPICAL = {"timestep": 500, GUIDANCE: 7.5}
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -42,8 +43,8 @@ def probe(checkpoint: Checkpoint, component: str, shapes: dict[str, tuple[int, .
     for name, shape in shapes.items():
         if name == "input_ids":
             feeds[name] = rng.integers(0, checkpoint.config("text_encoder")["vocab_size"], shape)
-        elif name == "timestep":
-            feeds[name] = np.full(shape, MAX_TIMESTEP / 2, np.float32)
+        elif name in TYPICAL:
+            feeds[name] = np.full(shape, TYPICAL[name], np.float32)
         else:
             feeds[name] = rng.standard_normal(shape, np.float32)
     return feeds

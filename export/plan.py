@@ -100,6 +100,11 @@ class Plan:
                 f"the UNet has {joins} skip connections; a shallow one can't have {self.shallow_skips} of them",
                 hint=f"give --shallow 1 to {joins - 1}; fewer make a quicker, less exact one",
             )
+        if (self.hoist or self.interop) and self.checkpoint.config("unet").get("time_cond_proj_dim"):
+            raise UserError(
+                f"the UNet of '{self.checkpoint.path}' takes the strength of guidance as an input",
+                hint="leave out --hoist and --interop, which are for UNets that do not",
+            )
         if self.hoist and self.shapes.batch > 1:
             raise UserError(
                 "a hoisted UNet takes one picture at a time, and batch 2 is asked for", hint="leave one out"

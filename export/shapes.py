@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..runtime.bundle import GUIDANCE
 from ..runtime.errors import UserError
 from ..runtime.shapes import Dimension, Size, dimensions, resolve
 from .checkpoint import Checkpoint
@@ -58,6 +59,8 @@ def input_shapes(checkpoint: Checkpoint, component: str) -> InputShapes:
         "vae_encoder": {"sample": ((1, vae["in_channels"], "height", "width"), "float32")},
         "vae_decoder": {"latent_sample": ((1, vae["latent_channels"], *latent), "float32")},
     }
+    if unet.get("time_cond_proj_dim"):
+        shapes["unet"][GUIDANCE] = ((1,), "float32")
     return shapes[component]
 
 

@@ -125,6 +125,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return any(name in self.components for name in HOISTED_INPUTS)
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether the UNet was distilled with its guidance, and is told how strong that is to be."""
+        return any(spec.name == GUIDANCE for spec in self.components["unet"].inputs)
+
+    @property
     def has_shallow_unet(self) -> bool:
         """Whether steps can take the deep features of an earlier one."""
         return SHALLOW_UNET in self.components
@@ -134,6 +139,7 @@ COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 # What may be hoisted out of the UNet, by the input that it was made to depend on alone: run once for each prompt and
 # once for each timestep; "unet" is then the rest, and takes their outputs in place of these inputs.
 HOISTED_INPUTS = {"unet_text": "encoder_hidden_states", "unet_time": "timestep"}
+GUIDANCE = "guidance"  # an input of a UNet that was distilled with it, and runs for the prompt alone
 # A UNet that takes the deep features of an earlier step, which "unet" then makes beside its prediction.
 SHALLOW_UNET, DEEP_FEATURES = "unet_shallow", "deep_features"
 

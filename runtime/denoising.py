@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .backends import Array
-from .bundle import DEEP_FEATURES, SHALLOW_UNET, Bundle
+from .bundle import DEEP_FEATURES, GUIDANCE, SHALLOW_UNET, Bundle
 from .schedulers.protocol import Array as Latents
 
 Feeds = dict[str, Array]
@@ -59,6 +59,8 @@ class Denoiser:
         """The first text's prediction, guided away from the second one's where the call is guided."""
         numbers = range(len(self.texts)) if self.schedule.is_guided(call) else range(1)
         whole = self.schedule.is_whole(call) or any(number not in self._deep for number in numbers)
+        if self.bundle.manifest.takes_guidance:
+            time = {**time, GUIDANCE: np.array([self.guidance], np.float32)}
         feeds = [{SAMPLE: sample, **self.texts[number], **time} for number in numbers]
         if whole:
             caches = self.bundle.manifest.has_shallow_unet and self.schedule.whole_every > 1

@@ -264,7 +264,8 @@ class Inpainting:
         else:
             clean = self.encode_image(_levels(extended(picture, mask)))
             latents = scheduler.add_noise(clean, noise, schedule.calls.start)
-        prompts = [prompt, painting.negative_prompt] if painting.guidance > 1 else [prompt]
+        guides = painting.guidance > 1 and not self.bundle.manifest.takes_guidance
+        prompts = [prompt, painting.negative_prompt] if guides else [prompt]
         texts = [self.text_feeds(words) for words in prompts]
         times = {call: self.time_feeds(float(scheduler.timesteps[call])) for call in schedule.calls}
         # what those for the prompt and the timesteps made is kept; their weights need not be

@@ -1,10 +1,12 @@
 """The inpainting pipeline against diffusers' StableDiffusionInpaintPipeline, with the same noise."""
 
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from diffusers import LatentConsistencyModelPipeline
 from PIL import Image
 
 from outzoom.export.parity import tensor_psnr_db
@@ -201,3 +203,53 @@ def test_an_engine_that_is_not_what_the_manifest_says_is_a_damaged_bundle(tiny_b
     inpainting._engines._open["unet", 1, ""] = inpainting.engine("vae_decoder")
     with pytest.raises(BundleError, match="engine of unet"):
         inpainting.paint(np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool), "", Painting(steps=1))
+
+
+@pytest.fixture(scope="module")
+def distilled_bundle(tiny_checkpoint, tmp_path_factory, build_bundles):
+    """A bundle of a checkpoint whose UNet was made to take the strength of guidance, as consistency models do."""
+    import diffusers
+
+    torch.manual_seed(5)
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("distilled") / "checkpoint")
+    config = {**diffusers.UNet2DConditionModel.load_config(folder / "unet"), "time_cond_proj_dim": 32}
+    unet = diffusers.UNet2DConditionModel.from_config(config)
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight)
+    unet.save_pretrained(folder / "unet")
+    out = tmp_path_factory.mktemp("distilled-bundles")
+    return unet, build_bundles(folder, out, ["onnxruntime"], ["fp32"])["onnxruntime-fp32"]
+
+
+def test_a_distilled_unet_is_told_the_guidance_in_place_of_running_twice(distilled_bundle):
+    unet, bundle = distilled_bundle
+    inpainting = open_bundle(bundle).inpainting
+    feeds = {
+        "sample": np.random.default_rng(0).standard_normal((1, 9, 8, 8), np.float32),
+        "timestep": np.float32([499]), "encoder_hidden_states": np.ones((1, 77, 32), np.float32),
+        "guidance": np.float32([8.0]),
+    }  # fmt: skip
+    made = inpainting.engine("unet").run(feeds)["out_sample"]
+    strength = torch.tensor([8.0 - 1])
+    embedding = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, strength, embedding_dim=32)
+    sample, timestep, text = (torch.from_numpy(feeds[name]) for name in list(feeds)[:3])
+    with torch.inference_mode():
+        expected = unet.eval()(sample, timestep, text, timestep_cond=embedding).sample.numpy()
+    assert tensor_psnr_db(expected, made) > 90  # float32, summed in another order; sines of up to 7000 radians
+
+    runs, picture = [], np.full((64, 64, 3), 90, np.uint8)
+    engine = inpainting.engine("unet")
+    inpainting.engine = lambda name, batch=1, own=inpainting.engine: (
+        Counted(engine, runs) if name == "unet" else own(name)
+    )
+    painting = Painting(steps=4, scheduler="lcm", guidance=8.0)
+    inpainting.paint(picture, masks(64)["box"], "a reef", painting)
+    assert [run["guidance"].tolist() for run in runs] == [[8.0]] * 4
+
+
+class Counted:
+    def __init__(self, engine, runs):
+        self.engine, self.runs = engine, runs
+
+    def run(self, feeds):
+        self.runs.append(feeds)
+        return self.engine.run(feeds)

@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from outzoom.benchmarks.process import measure_bundle
+from outzoom.benchmarks.settings import BenchSettings
 from outzoom.export.parity import tensor_psnr_db
 from outzoom.export.segments import described, needed_later, open_mapped, segmented, split, split_evenly
 from outzoom.runtime import BundleError, Painting, open_bundle, open_manifest
@@ -185,6 +187,13 @@ def test_a_unet_in_segments_paints_what_the_whole_one_does(
     made = [keyframe(path, limit) for path, limit in ((whole, None), (bundle, None), (bundle, 1))]
     assert psnr(made[1], made[0]) > 36  # in bf16, what passes between segments is rounded otherwise: 41.7 dB were seen
     assert psnr(made[2], made[1]) > 36
+
+
+def test_a_bundle_in_segments_is_measured_like_others(segmented_bundles, tmp_path):
+    settings = BenchSettings(seconds=2, steps=1, runs=3, warm_ups=0)
+    measured = measure_bundle(segmented_bundles["onnxruntime-kmeans4"], settings, tmp_path)
+    assert measured.components["unet"].latency.run_count == 3
+    assert measured.components["unet"].executed is None and measured.components["unet_shallow"].executed is not None
 
 
 def keyframe(path, limit_bytes):
