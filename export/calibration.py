@@ -8,7 +8,7 @@ activations are measured as they come; none is kept but those that cross from a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ def record_trajectories(folder: Path, *engines: Path, bundle: BundlePlan, recipe
     with TemporaryDirectory(dir=folder) as scratch:
         assembled = assemble(bundle, Path(scratch), engines)
 
+        @cache  # one that is closed and opened again goes on counting
         def open_engine(component: str, batch: int) -> Engine:
             segments = segmented(assembled.engine(component), Path(scratch) / f"{component} in segments")
             return _Recorded(segments, folder, component)
