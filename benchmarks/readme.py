@@ -244,6 +244,30 @@ def demo_switches(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def full_size_keyframe(result: dict[str, Any]) -> str:
+    """A keyframe of the full-size model, and its memory, beside openvino.genai's; from outzoom.benchmarks.keyframe."""
+    width, height = result["size"]
+    lines = [
+        f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in turn "
+        f"{result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, load "
+        f"average {result['load_before']:.1f} before:",
+        "",
+        "| | a keyframe, s (min-max) | to openvino.genai's | ready after, s | peak memory, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, side in result["sides"].items():
+        seconds = side["keyframe_seconds"]
+        cells = [
+            f"`{name}`" if name in PRESETS else name,
+            f"{np.median(seconds):.1f} ({min(seconds):.1f}-{max(seconds):.1f})",
+            f"{side['ratio_to_genai']['median']:.2f}" if "ratio_to_genai" in side else "",
+            f"{side['load_seconds']:.1f}",
+            f"{side['peak_rss_bytes'] / 2**30:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
 PAGES: dict[str, Sections] = {
     "README.md": {
@@ -252,7 +276,10 @@ PAGES: dict[str, Sections] = {
         "demo-quality": ("demo-quality.json", demo_quality),
         "full-size": ("full-size.json", full_size),
     },
-    "docs/painting.md": {"demo-switches": ("demo-switches.json", demo_switches)},
+    "docs/painting.md": {
+        "demo-switches": ("demo-switches.json", demo_switches),
+        "full-size-keyframe": ("full-size-keyframe.json", full_size_keyframe),
+    },
     "docs/compression.md": {
         "demo-compression": ("demo-compression.json", compression),
         "full-size-compression": ("full-size-compression.json", compression),
