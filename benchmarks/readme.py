@@ -248,8 +248,8 @@ def full_size_keyframe(result: dict[str, Any]) -> str:
     """A keyframe of the full-size model, and its memory, beside openvino.genai's; from outzoom.benchmarks.keyframe."""
     width, height = result["size"]
     lines = [
-        f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in turn "
-        f"{result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, load "
+        f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in "
+        f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, load "
         f"average {result['load_before']:.1f} before:",
         "",
         "| | a keyframe, s (min-max) | to openvino.genai's | ready after, s | peak memory, GiB |",
