@@ -249,8 +249,8 @@ def full_size_keyframe(result: dict[str, Any]) -> str:
     width, height = result["size"]
     lines = [
         f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in "
-        f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, load "
-        f"average {result['load_before']:.1f} before:",
+        f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, "
+        f"load average {result['load_before']:.1f} before:",
         "",
         "| | a keyframe, s (min-max) | to openvino.genai's | ready after, s | peak memory, GiB |",
         "|---|---|---|---|---|",
