@@ -54,6 +54,13 @@ def tiles_of(layer: Layer, tiling: Tiling):
         yield named["m"], named["n"], *named["s"]
 
 
+def repeated_tiles_of(layer: Layer, tiling: Tiling):
+    """The steps of all groups and repetitions, one after the other, each with its number in front."""
+    for repetition in range(layer.batch * layer.groups):
+        for step in tiles_of(layer, tiling):
+            yield repetition, *step
+
+
 def operand_tiles(layer: Layer, step):
     """What a step has on the chip: of each operand a key, and its size in elements."""
     m, n, rows, columns = step
