@@ -148,6 +148,73 @@ def resnet18() -> Network:
     return Network("ResNet-18", tuple(layers), tuple(links))
 
 
+def sd2_unet(side: int = 64, bits: int = 8) -> tuple[Layer, ...]:
+    """The products of one step of Stable Diffusion 2 inpainting's UNet on a latent of that side, batch 1.
+
+    Source: unet/config.json of stable-diffusion-2-inpainting and diffusers' UNet2DConditionModel.
+    """
+    layers: list[Layer] = []
+    skips = [320]
+
+    def add_conv(name: str, out: int, inputs: int, size: int, kernel: int = 3, stride: int = 1) -> None:
+        layers.append(conv(name, out, inputs, size, size * stride, kernel, stride, bits=bits))
+
+    def add_linear(name: str, out: int, inputs: int, rows: int = 1) -> None:
+        layers.append(linear(name, out, inputs, rows, bits))
+
+    def resnet(name: str, inputs: int, out: int, size: int) -> None:
+        add_conv(f"{name}.conv1", out, inputs, size)
+        add_linear(f"{name}.time_emb_proj", out, 1280)
+        add_conv(f"{name}.conv2", out, out, size)
+        if inputs != out:
+            add_conv(f"{name}.conv_shortcut", out, inputs, size, 1)
+
+    def transformer(name: str, width: int, size: int) -> None:
+        places = size * size
+        add_linear(f"{name}.proj_in", width, width, places)
+        for attention, keys, inputs in (("attn1", places, width), ("attn2", 77, 1024)):
+            add_linear(f"{name}.{attention}.to_q", width, width, places)
+            add_linear(f"{name}.{attention}.to_k", width, inputs, keys)
+            add_linear(f"{name}.{attention}.to_v", width, inputs, keys)
+            for product, out, summed in (("scores", keys, 64), ("values", 64, keys)):
+                one = linear(f"{name}.{attention}.{product}", out, summed, places, bits)
+                layers.append(replace(one, kind="attention", batch=width // 64))
+            add_linear(f"{name}.{attention}.to_out", width, width, places)
+        add_linear(f"{name}.ff.proj", 8 * width, width, places)
+        add_linear(f"{name}.ff.out", width, 4 * width, places)
+        add_linear(f"{name}.proj_out", width, width, places)
+
+    add_conv("conv_in", 320, 9, side)
+    add_linear("time_embedding.linear_1", 1280, 320)
+    add_linear("time_embedding.linear_2", 1280, 1280)
+    channels = 320
+    for block, width in enumerate((320, 640, 1280, 1280)):
+        for index in (0, 1):
+            resnet(f"down{block}.resnets.{index}", channels, width, side)
+            channels = width
+            if block < 3:
+                transformer(f"down{block}.attentions.{index}", width, side)
+            skips.append(width)
+        if block < 3:
+            side //= 2
+            add_conv(f"down{block}.downsampler", width, width, side, stride=2)
+            skips.append(width)
+    resnet("mid.resnets.0", 1280, 1280, side)
+    transformer("mid.attentions.0", 1280, side)
+    resnet("mid.resnets.1", 1280, 1280, side)
+    for block, width in enumerate((1280, 1280, 640, 320)):
+        for index in (0, 1, 2):
+            resnet(f"up{block}.resnets.{index}", channels + skips.pop(), width, side)
+            channels = width
+            if block > 0:
+                transformer(f"up{block}.attentions.{index}", width, side)
+        if block < 3:
+            side *= 2
+            add_conv(f"up{block}.upsampler", width, width, side)
+    add_conv("conv_out", 4, 320, side)
+    return tuple(layers)
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     "alexnet": alexnet,
     "vgg16": vgg16,

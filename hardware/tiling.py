@@ -337,3 +337,48 @@ def reuse_order(layer: Layer) -> str:
         "output": float(layer.in_channels * kernel),
     }
     return "".join(_IRRELEVANT[name] for name in sorted(uses, key=lambda name: uses[name]))
+
+
+UNIFORM_CHANNELS = (1, 2, 3, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+UNIFORM_SIDES = (1, 2, 4, 7, 8, 13, 14, 16, 27, 28, 32, 55, 56, 112, 224)
+
+
+def uniform_tiling(layers: Sequence[Layer], buffers: Buffers, order: str = OUTPUT_STATIONARY[0]) -> list[Tiling]:
+    """One tile size for all layers, the best of those in `UNIFORM_CHANNELS` and `UNIFORM_SIDES` that fit every layer.
+
+    Smaller layers take it whole. Raises UserError when none fits. Source: Zhang et al., "Optimizing FPGA-based
+    Accelerator Design for Deep Convolutional Neural Networks", FPGA 2015, section 4.3.
+    """
+    grid = np.meshgrid(UNIFORM_CHANNELS, UNIFORM_CHANNELS, UNIFORM_SIDES, UNIFORM_SIDES, indexing="ij")
+    tm, tn, tr, tc = (each.ravel() for each in grid)
+    total, fits = np.zeros(len(tm)), np.ones(len(tm), bool)
+    cut: list[tuple[Ints, ...]] = []
+    for layer in layers:
+        rows, columns = _axes(layer)
+        r, c = _whole(rows, tr), _whole(columns, tc)
+        channels = layer.out_channels // layer.groups
+        m, n = _part(channels, tm), _part(layer.in_channels, tn)
+        cut.append((m, n, rows.tiles[r], columns.tiles[c]))
+        parts = {"m": -(-channels // m), "n": -(-layer.in_channels // n), "s": rows.parts[r] * columns.parts[c]}
+        kernel = layer.kernel_height * layer.kernel_width
+        most = _most_channels(
+            buffers, n * rows.largest[r] * columns.largest[c] * layer.input_bits, n * kernel * float(layer.weight_bits),
+            rows.tiles[r] * columns.tiles[c] * layer.output_bits,
+        )  # fmt: skip
+        fits &= most >= m
+        total += sum(_moved(layer, buffers, order, parts, rows.extents[r] * columns.extents[c], 1))
+    if not fits.any():
+        raise UserError(f"no tile fits all layers in the buffers {buffers}")
+    at = int(np.argmin(np.where(fits, total, np.inf)))
+    return [Tiling(order, *(int(each[at]) for each in tile)) for tile in cut]
+
+
+def _part(size: int, tile: Ints) -> Ints:
+    """The smallest tiles that make as many parts of a size."""
+    return -(-size // -(-size // np.minimum(tile, size)))
+
+
+def _whole(one: Axis, tile: Ints) -> Ints:
+    """Which of an axis' ways to cut it make as many parts as a tile of that size."""
+    size = int(one.tiles[0])
+    return np.searchsorted(one.parts, -(-size // np.minimum(tile, size)))

@@ -9,7 +9,7 @@ from hardware_layers import layer, layers, operand_tiles, tiles_of, walked_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outzoom.hardware.networks import NETWORKS, conv
+from outzoom.hardware.networks import NETWORKS, conv, sd2_unet
 from outzoom.hardware.tiling import (
     INPUT_STATIONARY,
     ORDERS,
@@ -182,3 +182,13 @@ def test_a_kernel_that_no_buffer_holds_is_told():
     with pytest.raises(UserError, match=r"no tile of layer 'big' fits") as caught:
         best_tiling(conv("big", 1, 1, 8, 8, 7), equal_buffers(8))
     assert "49 bytes" in caught.value.hint
+
+
+def test_the_full_size_unet_has_the_multiplications_that_pytorch_counts():
+    """402.19 G: diffusers' module on the meta device, half of torch's FlopCounterMode."""
+    macs = dict.fromkeys(("conv", "linear", "attention"), 0)
+    for each in sd2_unet():
+        macs[each.kind] += each.macs
+    assert {kind: round(count / 1e9, 2) for kind, count in macs.items()} == {
+        "conv": 209.24, "linear": 129.92, "attention": 63.03,
+    }  # fmt: skip
