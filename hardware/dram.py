@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .dram_profile import Dram
 from .schedule import LayerTraffic
-from .streams import INPUT, OPERANDS, OUTPUT, PARTIAL_SUM, WEIGHT, Stream, step_count, stream
+from .streams import INPUT, OPERANDS, OUTPUT, PARTIAL_SUM, PIECE_BYTES, WEIGHT, Stream, step_count, stream
 from .tiling import Tiling, Traffic
 from .workload import Layer
 
@@ -28,8 +28,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 QUEUE_BURSTS = 32
-ROUNDS = 6  # until pauses and what follows from them agree
-WINDOWS, WINDOW_RUNS = 6, 4000  # how much of a long stream is looked at
+ROUNDS = 4  # until pauses and what follows from them agree
+WINDOWS, WINDOW_PIECES = 5, 2000  # how much of a long stream is looked at, in parts that lie in one row
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _present(traffic: Traffic) -> tuple[str, ...]:
 @lru_cache(maxsize=16384)
 def _sampled(layer: Layer, tiling: Tiling, operands: tuple[str, ...], dram: Dram, mapping: Mapping) -> Counts:
     steps = step_count(layer, tiling)
-    window = max(1, WINDOW_RUNS // max(_runs_of_a_step(layer, tiling, mapping), 1))
+    window = max(1, WINDOW_PIECES // _pieces_of_a_step(layer, tiling, dram, mapping))
     if steps <= WINDOWS * window:
         return count_rows(stream(layer, tiling, mapping.contiguous, operands), dram, mapping)
     found = None
@@ -162,17 +162,38 @@ def _sampled(layer: Layer, tiling: Tiling, operands: tuple[str, ...], dram: Dram
     return found
 
 
-def _runs_of_a_step(layer: Layer, tiling: Tiling, mapping: Mapping) -> int:
-    """Roughly, at most."""
+def _pieces_of_a_step(layer: Layer, tiling: Tiling, dram: Dram, mapping: Mapping) -> int:
+    """Roughly, at most: runs, or rows (bursts, where columns don't count up first) of all bytes."""
+    unit_bytes = dram.burst_bytes * _unit(dram, mapping)
     if not layer.is_product:
-        return 16
-    high = tiling.rows * layer.stride + layer.kernel_height
-    runs = {
-        "input": tiling.in_channels * high,
-        "weight": tiling.out_channels,
-        "output": 2 * tiling.out_channels * tiling.rows,
+        return 4 + 2 * (layer.operands + 1) * PIECE_BYTES // unit_bytes
+    rows = tiling.rows * layer.stride + layer.kernel_height
+    columns = tiling.columns * layer.stride + layer.kernel_width
+    kernel = layer.kernel_height * layer.kernel_width
+    lines = {
+        "input": (tiling.in_channels * rows, columns * layer.input_bits),
+        "weight": (tiling.out_channels, tiling.in_channels * kernel * layer.weight_bits),
+        "output": (tiling.out_channels * tiling.rows, tiling.columns * layer.output_bits),
     }
-    return 4 + sum(number for name, number in runs.items() if name not in mapping.contiguous)
+    found = 4
+    for name, (runs, bits) in lines.items():
+        units = runs * bits // (8 * unit_bytes)
+        found += units if name in mapping.contiguous else max(runs, units)
+    return found
+
+
+def _sizes(dram: Dram) -> dict[str, int]:
+    """Of the levels of an address."""
+    o = dram.organization
+    return {"column": dram.row_bytes // dram.burst_bytes, "channel": o.channels, "bank": o.banks, "row": o.rows}
+
+
+def _unit(dram: Dram, mapping: Mapping) -> int:
+    """How many bursts that follow each other, in one channel where channels take turns, lie in one row."""
+    sizes = _sizes(dram)
+    levels = [level for level in mapping.levels if sizes[level] > 1]
+    together = levels[:1] == ["column"] or levels[:2] == ["channel", "column"]
+    return sizes["column"] if together else 1
 
 
 def count_rows(runs: Stream, dram: Dram, mapping: Mapping, was_closed: bool = True) -> Counts:
@@ -181,7 +202,7 @@ def count_rows(runs: Stream, dram: Dram, mapping: Mapping, was_closed: bool = Tr
     channel, bank, row, bursts, operand = pieces
     opens, fresh = _openings(channel * dram.organization.banks + bank, row)
     stall, opening = np.zeros(len(row)), np.zeros(len(row))
-    for each in range(dram.organization.channels):
+    for each in np.unique(channel):
         own = np.flatnonzero(channel == each)
         stall[own], opening[own] = _waits(bank[own], bursts[own], opens[own], operand[own] == OUTPUT, dram)
     misses = opens & fresh & was_closed
@@ -208,26 +229,33 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(runs: Stream, dram: Dram, mapping: Mapping) -> _Pieces:
-    """Cut runs where the row ends, or, where columns don't count up first, into bursts."""
-    organization = dram.organization
-    sizes = {
-        "column": dram.row_bytes // dram.burst_bytes, "channel": organization.channels,
-        "bank": organization.banks, "row": organization.rows,
-    }  # fmt: skip
+    """Cut runs where a row ends, or, where columns don't count up first or next to channels, into bursts.
+
+    Where channels count up first, each has every so-manieth burst of a run, which for it are neighbours.
+    """
+    sizes, unit = _sizes(dram), _unit(dram, mapping)
     levels = [level for level in mapping.levels if sizes[level] > 1]
-    unit = sizes["column"] if levels[0] == "column" else 1
     begin, end = runs.start // dram.burst_bytes, (runs.start + runs.length - 1) // dram.burst_bytes
+    operand, channel = runs.operand, np.zeros_like(begin)
+    if unit > 1 and levels[0] == "channel":
+        channels = sizes["channel"]
+        ways = np.arange(min(channels, int((end - begin).max(initial=0)) + 1))
+        at = begin[:, None] + ways  # the first burst in each channel
+        there = at <= end[:, None]
+        operand, channel = np.repeat(operand, there.sum(axis=1)), (at % channels)[there]
+        end = (at // channels + (end[:, None] - at) // channels)[there]
+        begin, levels = (at // channels)[there], levels[1:]
     first = begin // unit
     count = end // unit - first + 1
     of = np.repeat(np.arange(len(count)), count)
     at = first[of] + np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
     bursts = np.minimum(end[of], (at + 1) * unit - 1) - np.maximum(begin[of], at * unit) + 1
-    digits = {"channel": np.zeros_like(at), "bank": np.zeros_like(at), "row": np.zeros_like(at)}
+    digits = {"channel": channel[of], "bank": np.zeros_like(at), "row": np.zeros_like(at)}
     rest = at
     for level in levels[1:] if unit > 1 else levels:
         rest, digits[level] = np.divmod(rest, sizes[level])
-    digits["row"] = digits["row"] + rest * organization.rows  # beyond the capacity: another device's rows
-    return _Pieces(digits["channel"], digits["bank"], digits["row"], bursts, runs.operand[of])
+    digits["row"] = digits["row"] + rest * dram.organization.rows  # beyond the capacity: another device's rows
+    return _Pieces(digits["channel"], digits["bank"], digits["row"], bursts, operand[of])
 
 
 def _openings(bank: Ints, row: Ints) -> tuple[Bools, Bools]:
@@ -248,8 +276,7 @@ def _waits(bank: Ints, bursts: Ints, opens: Bools, writes: Bools, dram: Dram) ->
     """
     t = dram.timing
     length = bursts * t.burst_ns
-    previous = _last_of_the_bank(bank, np.ones(len(bank), bool))
-    opened = _last_of_the_bank(bank, opens)
+    previous, opened = _last_of_the_bank(bank, opens)
     first = previous < 0
     recovery = np.where(writes[previous], t.twr_ns, max(t.trtp_ns - t.burst_ns, 0))
     need = np.where(first, 0, t.trp_ns + recovery) + t.trcd_ns
@@ -271,14 +298,16 @@ def _waits(bank: Ints, bursts: Ints, opens: Bools, writes: Bools, dram: Dram) ->
     return stall, np.where(opens, need, 0.0)
 
 
-def _last_of_the_bank(bank: Ints, wanted: Bools) -> Ints:
-    """Of each piece, the last piece before it in its bank that is wanted; -1 for none."""
-    found = np.full(len(bank), -1)
-    for each in np.unique(bank):
-        own = np.flatnonzero(bank == each)
-        marked = np.where(wanted[own], own, -1)
-        found[own[1:]] = np.maximum.accumulate(marked)[:-1]
-    return found
+def _last_of_the_bank(bank: Ints, opens: Bools) -> tuple[Ints, Ints]:
+    """Of each piece, the last piece before it in its bank, and the last that opened a row; -1 for none."""
+    order = np.argsort(bank, kind="stable")
+    place = np.arange(len(bank))
+    start = np.maximum.accumulate(np.where(np.diff(bank[order], prepend=-1) != 0, place, 0))  # of the bank
+    opening = np.concatenate([[-1], np.maximum.accumulate(np.where(opens[order], place, -1))[:-1]])
+    previous, opened = np.empty(len(bank), np.int64), np.empty(len(bank), np.int64)
+    previous[order] = np.where(place > start, order[place - 1], -1)
+    opened[order] = np.where(opening >= start, order[opening], -1)
+    return previous, opened
 
 
 def _cost(counts: Counts, factor: Floats, dram: Dram) -> DramCost:

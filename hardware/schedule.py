@@ -261,11 +261,8 @@ class _Planner:
         if left <= 0:
             return None
         spare = left / 2
-        return (
-            _input_tile_bits(self.layers[0], 1) + spare,
-            self.layers[-1].out_width * self.layers[-1].output_bits,
-            spare,
-        )
+        out_row = self.layers[-1].out_width * self.layers[-1].output_bits
+        return _input_tile_bits(self.layers[0], 1) + spare, out_row, spare
 
     def _pinned(self, space: float) -> set[int] | None:
         """The layers whose weights stay, the largest that fit beside a kernel of each other; None: that doesn't fit.
@@ -305,11 +302,9 @@ class _Planner:
         again = max(layer.kernel_height - layer.stride, 0) * np.maximum(tiles - 1, 0) * layer.is_product
         inputs = float((rows[1] - rows[0] + again)[made > 0].sum()) * row / 8
         loads = 1 if pinned else self.parts
-        nm = (
-            1
-            if pinned or not weights
-            else -(-layer.out_channels // layer.groups // max(int(left // self.kernels[0]), 1))
-        )
+        channels = layer.out_channels // layer.groups
+        fitting = channels if pinned or not weights else max(int(left // self.kernels[0]), 1)
+        nm = -(-channels // fitting)
         if nm == 1 or int(tiles.max()) <= 1:
             moved = (inputs, weights * loads)
         else:
