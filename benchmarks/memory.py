@@ -13,6 +13,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from ..hardware.tiling import (
 from ..hardware.workload import Layer
 from ..runtime.files import atomic_file
 from .machine import describe_machine
+from .plots import COLOURS
 
 COMMAND = "python -m outzoom.benchmarks.memory --out benchmarks/results/memory.json --plot docs/memory.png"
 DRAM = "ddr3-1600"
@@ -88,17 +91,14 @@ def bounds(network: Network) -> dict[str, Any]:
     return {"each_bytes": each, "together_bytes": together, "saving_fraction": round(1 - together / each, 4)}
 
 
-def compare(network: Network, buffers: Buffers) -> dict[str, Any]:
-    """Bytes, and with each mapping energy, rows and time, of each strategy."""
+def compare(network: Network, buffers: Buffers, strategy: str) -> dict[str, Any]:
+    """Bytes of a strategy, and with each mapping energy, rows and time."""
     dram = read_dram(DRAM)
-    found = {}
-    for name, strategy in STRATEGIES.items():
-        layers = strategy(network, buffers)
-        found[name] = {
-            "bytes": sum(layer.traffic.total_bytes for layer in layers),
-            "mappings": {mapping: _figures(total(cost(layers, dram, MAPPINGS[mapping]))) for mapping in MAPPINGS},
-        }
-    return found
+    layers = STRATEGIES[strategy](network, buffers)
+    return {
+        "bytes": sum(layer.traffic.total_bytes for layer in layers),
+        "mappings": {mapping: _figures(total(cost(layers, dram, MAPPINGS[mapping]))) for mapping in MAPPINGS},
+    }
 
 
 def _figures(found: DramCost) -> dict[str, float]:
@@ -114,14 +114,10 @@ def _figures(found: DramCost) -> dict[str, float]:
     return {name: float(f"{value:.5g}") for name, value in values.items()}
 
 
-def sweep(network: Network) -> dict[str, list[float]]:
-    """Bytes of each strategy over sizes of three equal buffers."""
-    return {
-        name: [
-            sum(layer.traffic.total_bytes for layer in strategy(network, equal_buffers(kib << 10))) for kib in SWEEP_KIB
-        ]
-        for name, strategy in STRATEGIES.items()
-    }
+def sweep(network: Network, strategy: str) -> list[float]:
+    """Bytes of a strategy over sizes of three equal buffers."""
+    tiled = (STRATEGIES[strategy](network, equal_buffers(kib << 10)) for kib in SWEEP_KIB)
+    return [sum(layer.traffic.total_bytes for layer in layers) for layers in tiled]
 
 
 def accesses(name: str, pictures: int) -> list[float]:
@@ -187,26 +183,31 @@ def _from_zigzag(theirs: dict[str, Any]) -> Layer | None:
 
 
 def savings(result: dict[str, Any]) -> dict[str, Any]:
-    """Of ours against each baseline: bytes of groups of layers, energy of ROMANet's mapping with the best tiling."""
+    """Of ours against each baseline in row-major order: bytes, and energy with ROMANet's mapping."""
     found: dict[str, Any] = {}
-    for network, strategies in result["networks"].items():
-        ours = strategies["best of each layer"]["mappings"]["romanet"]["access_millijoules"]
-        grouped = strategies["groups of layers"]
-        found[network] = {
-            name: {
-                "bytes_by_groups": _saved(grouped["bytes"], each["bytes"]),
-                "energy_by_groups": _saved(
-                    grouped["mappings"]["romanet"]["access_millijoules"],
-                    each["mappings"]["row-major"]["access_millijoules"],
-                ),
-                "energy_by_tiling_and_mapping": _saved(ours, each["mappings"]["row-major"]["access_millijoules"]),
-                "energy_by_mapping_alone": _saved(
-                    each["mappings"]["romanet"]["access_millijoules"],
-                    each["mappings"]["row-major"]["access_millijoules"],
-                ),
+    for network, strategies in result.get("networks", {}).items():
+        if strategies.keys() == STRATEGIES.keys():
+            best, groups = strategies["best of each layer"], strategies["groups of layers"]
+            found[network] = {
+                name: {
+                    "bytes_by_groups": _saved(groups["bytes"], each["bytes"]),
+                    "energy_by_groups": _saved(_millijoules(groups, "romanet"), _millijoules(each, "row-major")),
+                    "energy_by_groups_alone": _saved(_millijoules(groups, "romanet"), _millijoules(each, "romanet")),
+                    "time_by_groups_alone": _saved(
+                        groups["mappings"]["romanet"]["time_ms"], each["mappings"]["romanet"]["time_ms"]
+                    ),
+                    "energy_by_tiling_and_mapping": _saved(
+                        _millijoules(best, "romanet"), _millijoules(each, "row-major")
+                    ),
+                    "energy_by_mapping_alone": _saved(_millijoules(each, "romanet"), _millijoules(each, "row-major")),
+                }
+                for name, each in strategies.items()
             }
-            for name, each in strategies.items()
-        }
+    return found
+
+
+def _millijoules(strategy: dict[str, Any], mapping: str) -> float:
+    found: float = strategy["mappings"][mapping]["access_millijoules"]
     return found
 
 
@@ -214,54 +215,70 @@ def _saved(ours: float, theirs: float) -> float:
     return round(1 - ours / theirs, 4)
 
 
-def measure(zigzag: Path | None = None) -> dict[str, Any]:
-    """All of the result file."""
-    result: dict[str, Any] = {
-        "command": COMMAND,
-        "outzoom_version": __version__,
-        "machine": describe_machine().cpu_model,
-        "method": "modelled",
-        "dram": read_dram(DRAM).name,
-        "buffer_kib": BUFFER_KIB,
-        "full_size": full_size(),
-    }
-    networks = {name: NETWORKS[name]() for name in COMPARED}
-    result["bounds"] = {network.name: bounds(network.convolutions()) for network in networks.values()}
-    compared = [network.convolutions() for network in networks.values()]
-    whole = networks["alexnet"]
-    compared.append(Network("AlexNet with linear layers", whole.layers, whole.links))
+def parts(words: dict[str, Any] | None = None) -> dict[tuple[str, ...], Callable[[], Any]]:
+    """The parts of the result file, by where they are in it."""
+    networks = [NETWORKS[name]() for name in COMPARED]
+    convolutions = [network.convolutions() for network in networks]
+    whole = networks[0]
+    compared = [*convolutions, Network(f"{whole.name} with linear layers", whole.layers, whole.links)]
     buffers = equal_buffers(BUFFER_KIB << 10)
-    result["networks"] = {network.name: compare(network, buffers) for network in compared}
-    result["savings"] = savings(result)
-    result["sweep_kib"] = SWEEP_KIB
-    result["sweep"] = {network.name: sweep(network.convolutions()) for network in networks.values()}
-    result["macs_per_access"] = {
+    found: dict[tuple[str, ...], Callable[[], Any]] = {("full_size",): full_size}
+    found |= {("bounds", each.name): partial(bounds, each) for each in convolutions}
+    for name in STRATEGIES:
+        found |= {("networks", each.name, name): partial(compare, each, buffers, name) for each in compared}
+        found |= {("sweep", each.name, name): partial(sweep, each, name) for each in convolutions}
+    found[("macs_per_access",)] = lambda: {
         "buffer_kib": SHUTTLE_KIB, "AlexNet, batch 4": accesses("alexnet", 4), "VGG-16, batch 3": accesses("vgg16", 3),
     }  # fmt: skip
-    if zigzag is not None:
-        result["zigzag"] = beside_zigzag(json.loads(zigzag.read_text("utf-8")))
+    if words is not None:
+        found[("zigzag",)] = partial(beside_zigzag, words)
+    return found
+
+
+def measure(file: Path, words: dict[str, Any] | None = None, only: Sequence[str] = ("*",)) -> dict[str, Any]:
+    """Make the parts of the result file whose names match, as "sweep/UNet"; the others stay as they are."""
+    result: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    result |= {
+        "command": COMMAND, "outzoom_version": __version__, "machine": describe_machine().cpu_model,
+        "method": "modelled", "dram": read_dram(DRAM).name, "buffer_kib": BUFFER_KIB, "sweep_kib": SWEEP_KIB,
+    }  # fmt: skip
+    for place, make in parts(words).items():
+        if any(fnmatchcase("/".join(place), pattern) for pattern in only):
+            within = result
+            for name in place[:-1]:
+                within = within.setdefault(name, {})
+            within[place[-1]] = make()
+    result["savings"] = savings(result)
+    with atomic_file(file) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
     return result
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Bytes over the size of the buffers, a panel for each network."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure, panels = plt.subplots(1, len(result["sweep"]), figsize=(12, 3.4), layout="constrained")
+    figure, panels = plt.subplots(1, len(result["sweep"]), figsize=(12, 3.8), layout="constrained")
     kib = np.array(result["sweep_kib"])
+    shown = [name for name in STRATEGIES if name not in ("outputs stay", "SmartShuttle-like")]  # on the best of each
     for panel, (network, lines) in zip(panels, result["sweep"].items(), strict=True):
         bound = result["bounds"][network]
-        for name, values in lines.items():
-            if name not in ("outputs stay", "SmartShuttle-like"):  # these lie on the best of each layer
-                wide = 2.2 if name == "groups of layers" else 1.2
-                panel.plot(kib, np.array(values) / 1e6, marker="o", markersize=3, linewidth=wide, label=name)
+        for name, colour in zip(shown, COLOURS, strict=False):
+            wide = 2.4 if name == "groups of layers" else 1.2
+            panel.plot(
+                kib, np.array(lines[name]) / 1e6, marker="o", markersize=3, linewidth=wide, label=name, color=colour
+            )
         panel.axhline(bound["each_bytes"] / 1e6, color="grey", linestyle="--", linewidth=1)
         panel.axhline(bound["together_bytes"] / 1e6, color="grey", linestyle=":", linewidth=1)
         panel.set(title=network, xscale="log", yscale="log", xlabel="KiB of each of three buffers")
         panel.set_xticks(kib, [str(each) for each in kib])
-        panel.minorticks_off()
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("MB to and from DRAM")
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -272,10 +289,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--zigzag", type=Path, help="what benchmarks/rivals/zigzag_words.py wrote")
+    parser.add_argument("--only", nargs="*", default=["*"], help="patterns of parts such as 'sweep/*'; others stay")
     args = parser.parse_args()
-    result = measure(args.zigzag)
-    with atomic_file(args.out) as partial:
-        partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
+    words = json.loads(args.zigzag.read_text("utf-8")) if args.zigzag else None
+    measure(args.out, words, args.only)
     if args.plot:
         plot(json.loads(args.out.read_text("utf-8")), args.plot)
 
