@@ -11,9 +11,9 @@ the rules of time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from .tiling import Tiling, Traffic
 from .workload import Layer
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 QUEUE_BURSTS = 32
 ROUNDS = 4  # until pauses and what follows from them agree
@@ -120,7 +120,15 @@ class Counts(NamedTuple):
 
     def plus(self, other: Counts) -> Counts:
         """The sum."""
-        return Counts(*(one + two for one, two in zip(self, other, strict=True)))
+        return Counts(
+            self.moved_bytes + other.moved_bytes,
+            self.bursts + other.bursts,
+            self.misses + other.misses,
+            self.conflicts + other.conflicts,
+            self.stall_ns + other.stall_ns,
+            self.opening_ns + other.opening_ns,
+            self.turns + other.turns,
+        )
 
 
 def layer_cost(layer: Layer, tiling: Tiling, traffic: Traffic, dram: Dram, mapping: Mapping) -> DramCost:
@@ -128,17 +136,13 @@ def layer_cost(layer: Layer, tiling: Tiling, traffic: Traffic, dram: Dram, mappi
 
     Of a long walk through the tiles some windows are looked at, and scaled to the bytes of each operand.
     """
-    counts = _sampled(_nameless(layer), tiling, _present(traffic), dram, mapping)
+    counts = _sampled(replace(layer, name=""), tiling, _present(traffic), dram, mapping)
     moved = np.zeros(4)
     moved[[INPUT, WEIGHT, OUTPUT, PARTIAL_SUM]] = (
         traffic.input_bytes, traffic.weight_bytes, traffic.write_bytes, traffic.partial_sum_bytes,
     )  # fmt: skip
     factor = np.divide(moved, counts.moved_bytes, out=np.zeros(4), where=counts.moved_bytes > 0)
     return _cost(counts, factor, dram)
-
-
-def _nameless(layer: Layer) -> Layer:
-    return layer if not layer.name else Layer(**{f.name: getattr(layer, f.name) for f in fields(layer)} | {"name": ""})
 
 
 def _present(traffic: Traffic) -> tuple[str, ...]:
@@ -206,16 +210,21 @@ def count_rows(runs: Stream, dram: Dram, mapping: Mapping, was_closed: bool = Tr
         own = np.flatnonzero(channel == each)
         stall[own], opening[own] = _waits(bank[own], bursts[own], opens[own], operand[own] == OUTPUT, dram)
     misses = opens & fresh & was_closed
-    closed = np.bincount(operand[misses], minlength=4).astype(float)
+    closed = _by_kind(operand, misses)
     return Counts(
-        np.bincount(runs.operand, runs.length, 4),
-        np.bincount(operand, bursts, 4),
+        _by_kind(runs.operand, runs.length),
+        _by_kind(operand, bursts),
         closed,
-        np.bincount(operand[opens], minlength=4) - closed,
-        np.bincount(operand, stall, 4),
-        np.bincount(operand, opening, 4),
+        _by_kind(operand, opens) - closed,
+        _by_kind(operand, stall),
+        _by_kind(operand, opening),
         float(np.count_nonzero(np.diff((runs.operand == OUTPUT).astype(int)) == 1)),
     )
+
+
+def _by_kind(operand: Ints, values: Ints | Floats | Bools) -> Floats:
+    """The sum of values of each kind of run, (4,)."""
+    return np.bincount(operand, values, 4).astype(np.float64)
 
 
 class _Pieces(NamedTuple):

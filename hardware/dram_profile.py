@@ -146,7 +146,7 @@ class Dram:
     def background_watts(self, open_rows: bool = True, powered_down: bool = False) -> float:
         """Of all channels, without refreshing."""
         field = f"idd{3 if open_rows else 2}{'p' if powered_down else 'n'}_ma"
-        each = sum(getattr(rail, field) * _MILLI * rail.volts for rail in self.rails)
+        each: float = sum(getattr(rail, field) * _MILLI * rail.volts for rail in self.rails)
         return each * self.organization.chips * self.organization.channels
 
     def _sum(self, milliampere_volt_nanoseconds: Callable[[Rail], float]) -> float:

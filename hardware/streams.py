@@ -36,11 +36,6 @@ class Stream:
     length: Ints
     operand: Ints
 
-    @property
-    def is_write(self) -> NDArray[np.bool_]:
-        """Of each run: (runs,)."""
-        return self.operand == OUTPUT
-
 
 class _Cut(NamedTuple):
     """The tiles of an axis: where each begins in its tensor, its size, and where it begins among stored tiles."""
@@ -197,9 +192,9 @@ def _stored(tensor: _Tensor, channels: Pair, rows: Pair, columns: Pair, channels
     (c0, cn), (row, yn), (column, xn) = channels, rows, columns
     ys, xs = tensor.rows.stored[row], tensor.columns.stored[column]
     places = ys * tensor.columns.total + yn * xs
-    if channels_outside:
-        return c0 * (tensor.rows.total * tensor.columns.total) + cn * places
-    return places * tensor.channels.total + yn * xn * c0
+    outside: Ints = c0 * (tensor.rows.total * tensor.columns.total) + cn * places
+    inside: Ints = places * tensor.channels.total + yn * xn * c0
+    return outside if channels_outside else inside
 
 
 def _streamed_through(layer: Layer, operands: Collection[str], pieces: Ints) -> Stream:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ..runtime.errors import UserError
 from .workload import Layer
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 
 # Loop orders, from the outermost loop to the innermost.
 OUTPUT_STATIONARY = ("smn", "msn")
@@ -243,11 +244,11 @@ def _best(
     count = tiles.parts["m"] * tiles.parts["n"] * tiles.parts["s"]
     best: tuple[float, int] | None = None
     for order in orders:
-        total = sum(_moved(layer, buffers, order, tiles.parts, tiles.inputs, pictures))
-        least = total.min()
+        total = _total(_moved(layer, buffers, order, tiles.parts, tiles.inputs, pictures))
+        least = float(total.min())
         at = int(np.flatnonzero(total == least)[np.argmin(count[total == least])])
-        if best is None or (least, count[at]) < best:
-            best, tiling = (least, count[at]), Tiling(order, *(int(each[at]) for each in tiles[:5]))
+        if best is None or (least, int(count[at])) < best:
+            best, tiling = (least, int(count[at])), Tiling(order, *(int(each[at]) for each in tiles[:5]))
     return tiling, traffic_of(layer, tiling, buffers.partial_sum_bits, pictures)
 
 
@@ -274,7 +275,7 @@ def _candidates(layer: Layer, buffers: Buffers, pictures: int, rows: Axis, colum
     return _Candidates(balanced, tn, rows.tiles[r], columns.tiles[c], tp, parts, rows.extents[r] * columns.extents[c])
 
 
-def _most_channels(buffers: Buffers, input_tile: Ints, per_channel: NDArray[np.float64], per_output: Ints) -> Ints:
+def _most_channels(buffers: Buffers, input_tile: Ints, per_channel: Floats, per_output: Ints) -> Ints:
     """How many output channels fit beside an input tile, all in bits; below 1 where nothing does."""
     if buffers.shared:
         return ((buffers.total_bytes * 8 - input_tile) // (per_channel + per_output)).astype(np.int64)
@@ -284,7 +285,7 @@ def _most_channels(buffers: Buffers, input_tile: Ints, per_channel: NDArray[np.f
 
 def _moved(
     layer: Layer, buffers: Buffers, order: str, parts: dict[str, Ints], inputs: Ints, pictures: int
-) -> tuple[NDArray[np.float64], ...]:
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Bytes of inputs, weights, outputs, and of partial sums there and back."""
     repeats = layer.batch * layer.groups
     sums = layer.output_elements * pictures * (buffers.partial_sum_bits or layer.output_bits) / 8
@@ -294,6 +295,10 @@ def _moved(
         np.full(len(inputs), layer.output_elements * pictures * layer.output_bits / 8),
         (fetches(order, "output", parts) - 1) * (2 * sums),
     )
+
+
+def _total(moved: tuple[Floats, Floats, Floats, Floats]) -> Floats:
+    return moved[0] + moved[1] + moved[2] + moved[3]
 
 
 def fetches(order: str, operand: str, parts: dict[str, Ints]) -> Ints:
@@ -366,7 +371,7 @@ def uniform_tiling(layers: Sequence[Layer], buffers: Buffers, order: str = OUTPU
             rows.tiles[r] * columns.tiles[c] * layer.output_bits,
         )  # fmt: skip
         fits &= most >= m
-        total += sum(_moved(layer, buffers, order, parts, rows.extents[r] * columns.extents[c], 1))
+        total += _total(_moved(layer, buffers, order, parts, rows.extents[r] * columns.extents[c], 1))
     if not fits.any():
         raise UserError(f"no tile fits all layers in the buffers {buffers}")
     at = int(np.argmin(np.where(fits, total, np.inf)))
