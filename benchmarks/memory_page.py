@@ -109,19 +109,21 @@ def zigzag(result: dict[str, Any]) -> str:
     found = result.get("zigzag")
     if found is None:
         return "Not measured yet."
+    layers = found["layers"]
+    equal = [layer for layer in layers if layer["ours"] == layer["zigzag"]]
+    sums = {key: sum(sum(layer[key]) for layer in layers) for key in ("ours", "zigzag", "compulsory")}
     lines = [
-        f"Words of 64 bits for weights, inputs and outputs; zigzag-dse {found['packages']['zigzag-dse']}, "
-        f"`{found['accelerator']}`, searched for {found['opt']}:",
+        f"Words of 64 bits for weights, inputs and outputs of one convolution and of ResNet-18; zigzag-dse "
+        f"{found['packages']['zigzag-dse']}, `{found['accelerator']}`, searched for {found['opt']}:",
         "",
         "| layer | ours | ZigZag's | compulsory |",
         "|---|---|---|---|",
     ]
-    for layer in found["layers"]:
+    for layer in [layers[0], *(layer for layer in layers[1:] if layer not in equal)]:
         cells = (" / ".join(f"{count:,.0f}" for count in layer[key]) for key in ("ours", "zigzag", "compulsory"))
         lines.append(f"| {layer['name']} | " + " | ".join(cells) + " |")
-    sums = {key: sum(sum(layer[key]) for layer in found["layers"]) for key in ("ours", "zigzag", "compulsory")}
-    lines.append("| *all* | " + " | ".join(f"{sums[key]:,.0f}" for key in ("ours", "zigzag", "compulsory")) + " |")
-    return "\n".join(lines)
+    lines.append(f"| *all {len(layers)}* | " + " | ".join(f"{sums[key]:,.0f}" for key in sums) + " |")
+    return "\n".join([*lines, "", f"The three numbers are equal in {len(equal)} of {len(layers)} layers."])
 
 
 def speed(result: dict[str, Any]) -> str:
