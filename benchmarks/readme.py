@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import PRESETS
+from . import memory_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -283,6 +284,13 @@ PAGES: dict[str, Sections] = {
     "docs/compression.md": {
         "demo-compression": ("demo-compression.json", compression),
         "full-size-compression": ("full-size-compression.json", compression),
+    },
+    "docs/memory.md": {
+        "strategies": ("memory.json", memory_page.strategies),
+        "mappings": ("memory.json", memory_page.mappings),
+        "papers": ("memory.json", memory_page.papers),
+        "zigzag": ("memory.json", memory_page.zigzag),
+        "speed": ("memory.json", memory_page.speed),
     },
 }
 
