@@ -1,0 +1,85 @@
+"""How many bytes cross to and from DRAM: a bound that a good schedule comes near to, not a schedule.
+
+Every weight is read once. An activation that fits into half of the on-chip memory never leaves it. A layer whose
+operands do not fit moves at least 2 MACs / sqrt(R S) elements, S the on-chip memory in elements and R how often the
+windows of a convolution overlap (Chen et al., HPCA 2020). Functions of one number are computed where it is made;
+attention's scores, too, if the device does not spill them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .workload import Layer
+
+INPUT, WEIGHT, OUTPUT = range(3)  # the columns of what `dram_bytes` gives
+
+
+def dram_bytes(layers: Sequence[Layer], on_chip_bytes: float, fuses: bool = True) -> NDArray[np.float64]:
+    """Bytes of input, weights and output of every layer, (layers, 3), in a run that starts with nothing on the chip.
+
+    `fuses`: elementwise layers and attention's softmax are computed where their input is.
+    """
+    found = np.array([_own_bytes(layer) for layer in layers], np.float64).reshape(-1, 3)
+    if fuses:
+        found = _fused(layers, found)
+    kept = _kept(found[:, OUTPUT], on_chip_bytes / 2)
+    kept[-1:] = False  # the result is wanted outside
+    inputs = np.concatenate([[False], kept[:-1]])
+    moved = found.copy()
+    moved[kept, OUTPUT] = 0
+    moved[inputs, INPUT] = 0
+    return _bounded(layers, found, moved, on_chip_bytes)
+
+
+def _own_bytes(layer: Layer) -> tuple[int, int, int]:
+    return layer.input_bytes, layer.weight_bytes, layer.output_bytes
+
+
+def _fused(layers: Sequence[Layer], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without what is never stored: inputs of functions that the layer before made, and attention's scores."""
+    found = found.copy()
+    for index, layer in enumerate(layers):
+        if layer.kind == "elementwise":
+            found[index, OUTPUT] = 0  # takes the place of its input
+            found[index, INPUT] *= (layer.operands - 1) / layer.operands
+        elif layer.kind == "softmax":
+            found[index] = 0
+            _forget(found, layers, index)
+    return found
+
+
+def _forget(found: NDArray[np.float64], layers: Sequence[Layer], softmax: int) -> None:
+    """The scores that a softmax is of: the output of the product before it, the input of the one after."""
+    before = next((i for i in range(softmax - 1, -1, -1) if layers[i].is_product), None)
+    after = next((i for i in range(softmax + 1, len(layers)) if layers[i].is_product), None)
+    if before is not None and layers[before].kind == "attention":
+        found[before, OUTPUT] = 0
+    if after is not None and layers[after].kind == "attention":
+        found[after, INPUT] = 0
+
+
+def _kept(output_bytes: NDArray[np.float64], room_bytes: float) -> NDArray[np.bool_]:
+    """Which outputs stay on the chip until the next layer."""
+    fits: NDArray[np.bool_] = output_bytes <= room_bytes
+    return fits
+
+
+def _bounded(
+    layers: Sequence[Layer], found: NDArray[np.float64], moved: NDArray[np.float64], on_chip_bytes: float
+) -> NDArray[np.float64]:
+    """Layers that do not fit move more than each operand once: the difference is counted as weights' and inputs'."""
+    for index, layer in enumerate(layers):
+        if not layer.is_product or found[index].sum() <= on_chip_bytes:
+            continue
+        bits = max(layer.input_bits, layer.weight_bits)
+        room = on_chip_bytes * 8 / bits
+        overlap = layer.kernel_height * layer.kernel_width / layer.stride**2
+        least = 2 * layer.macs / np.sqrt(max(overlap, 1) * room) * bits / 8
+        more = max(0.0, least - moved[index].sum())
+        smaller = INPUT if found[index, INPUT] < found[index, WEIGHT] else WEIGHT
+        moved[index, smaller] += more  # the smaller operand is the one that passes several times
+    return moved
