@@ -1,9 +1,14 @@
 """Predicts what the pipeline costs on devices that are not here: time, memory traffic and energy."""
 
 from .bundles import bundle_workload, graph_workload, read_graph
+from .costs import Cost, cost
+from .full_size import RECIPES, full_size
+from .pipeline import Prediction, Refusal, UseCase, component_costs, pareto_front, predict
+from .profiles import Profile, known_devices, parse_changes, read_profile, with_changes
 from .workload import Layer, Workload, conv_fractions, macs_by_kind, with_floats
 
 __all__ = [
-    "Layer", "Workload", "bundle_workload", "conv_fractions", "graph_workload", "macs_by_kind", "read_graph",
-    "with_floats",
+    "RECIPES", "Cost", "Layer", "Prediction", "Profile", "Refusal", "UseCase", "Workload", "bundle_workload",
+    "component_costs", "conv_fractions", "cost", "full_size", "graph_workload", "known_devices", "macs_by_kind",
+    "pareto_front", "parse_changes", "predict", "read_graph", "read_profile", "with_changes", "with_floats",
 ]  # fmt: skip

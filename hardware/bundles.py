@@ -27,7 +27,8 @@ def bundle_workload(bundle: Bundle, size: Size | None = None) -> Workload:
         raise UserError(f"the bundle '{bundle.path}' has no size {chosen[0]}x{chosen[1]}; it has {shown}")
     sides = dimensions(chosen, manifest.vae_scale_factor)
     components = {name: layers_of(read_graph(bundle.engine(name), sides)) for name in manifest.components}
-    return Workload(manifest.source.name, manifest.recipe.name, *chosen, components)
+    compute = "float32" if manifest.recipe.compute == "float32" else "fastest"
+    return Workload(manifest.source.name, manifest.recipe.name, *chosen, components, compute, manifest.target)
 
 
 def graph_workload(file: Path, name: str = "unet", sides: dict[str, int] | None = None) -> Workload:

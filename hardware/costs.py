@@ -82,7 +82,7 @@ def cost(layers: Sequence[Layer], profile: Profile, float_bits: int | None = Non
     `target` chooses among the engines that a measured device was measured with. Raises UserError for a data type that
     the device can't compute in, or a target that it was not measured with.
     """
-    layers = with_floats(layers, float_bits or profile.float_bits)
+    layers = with_floats(tuple(layers), float_bits or profile.float_bits)
     types = [data_type(layer, profile) for layer in layers]
     moved = dram_bytes(layers, profile.on_chip_mb.value * 1e6)
     memory = moved.sum(axis=1) / (profile.bandwidth_gb_per_s.value * 1e9)

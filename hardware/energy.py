@@ -31,7 +31,7 @@ DRAM_PJ_PER_BIT = {
 
 @dataclass(frozen=True)
 class Energies:
-    """Of one process: a multiply-accumulate by data type, a byte of the on-chip memory, an instruction, a byte of DRAM."""
+    """Of a multiply-accumulate by data type, a byte of the on-chip memory, an instruction, and a byte of DRAM."""
 
     mac_pj: dict[str, float]
     on_chip_pj_per_byte: float

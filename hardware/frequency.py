@@ -1,8 +1,8 @@
 """Clocks under a limit of power: one for the whole network, or one for each layer.
 
-A layer's power is P(f, V) = P_static(V) + a V^2 f, `a` its switched capacitance. Changing the voltage (DVFS) takes longer
-than most layers, so it is done once for a network; the clock alone can change at each layer (Chung et al., ETRI Journal
-2022). Time is that of the cycles at the clock, or of the bytes at the memory's own, whichever is longer.
+A layer's power is P(f, V) = P_static(V) + a V^2 f, `a` its switched capacitance. Changing the voltage (DVFS) takes
+longer than most layers, so it is done once for a network; the clock alone can change at each layer (Chung et al., ETRI
+Journal 2022). Time is that of the cycles at the clock, or of the bytes at the memory's own, whichever is longer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A clock for each layer, (layers,), and what a run costs; `switches` are changes between one layer and the next."""
+    """A clock for each layer, (layers,), and what a run costs; `switches` are changes from one layer to the next."""
 
     hertz: Numbers
     volts: float

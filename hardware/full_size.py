@@ -56,13 +56,14 @@ class Stored(msgspec.Struct, frozen=True):
 COLUMNS = tuple(field.name for field in fields(Layer) if field.name != "nonzero_fraction")
 
 
+@cache
 def full_size(recipe: str = "fp32") -> Workload:
     """Full-size SD2 inpainting as a recipe makes it; raises UserError for a recipe that is not in RECIPES."""
     if recipe not in RECIPES:
         raise unknown_name("recipe for a prediction without a bundle", recipe, RECIPES)
     precision = RECIPES[recipe]
     changed = map_components(read_workload(FILE), lambda layers: at_precision(layers, precision))
-    return replace(changed, recipe=recipe)
+    return replace(changed, recipe=recipe, compute="float32" if recipe == "fp32" else "fastest")
 
 
 @cache

@@ -31,14 +31,13 @@ def measured_seconds(layers: Sequence[Layer], profile: Profile, target: str) -> 
             hint="run outzoom devices --calibrate, or predict a bundle of a target that was measured",
         )
     tables = {one: Table(points) for one, points in profile.measured[target].items()}
-    floats = "float16" if profile.float_bits == 16 else "float32"
     inside = attention_parts(layers)
     seconds = np.zeros(len(layers))
     for index, layer in enumerate(layers):
         if inside[index]:
             continue
         asked = layer.data_type if layer.is_product else ("float32" if layer.output_bits == 32 else "float16")
-        names = (asked, floats, "float32", "float16")
+        names = (asked, "float32", "float16")
         table = next(tables[name] for name in names if name in tables)
         seconds[index] = table.seconds(layer)
     if len(layers):
@@ -47,7 +46,7 @@ def measured_seconds(layers: Sequence[Layer], profile: Profile, target: str) -> 
 
 
 def attention_parts(layers: Sequence[Layer]) -> list[bool]:
-    """Which layers a timed attention has in it: all from its inputs' reordering to its output's, but the first product."""
+    """Which layers a timed attention has in it: from its inputs' reordering to its output's, but the first product."""
     inside = [False] * len(layers)
     for index, layer in enumerate(layers):
         if layer.kind != "softmax":

@@ -59,7 +59,7 @@ class ComponentPrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A workload on a device, all of it modelled; energy and power are the device's compute and DRAM, nothing else's."""
+    """A workload on a device, all of it modelled; energy and power are of the processor and its DRAM alone."""
 
     device: str
     recipe: str
@@ -95,12 +95,20 @@ class Refusal:
 
 
 def component_costs(workload: Workload, profile: Profile, target: str = "") -> dict[str, Cost]:
-    """What one run of each component costs; a recipe called fp32 computes in float32 whatever the device prefers."""
-    bits = 32 if workload.recipe == "fp32" else None
+    """What one run of each component costs; `target`, of a measured device, is by default the bundle's own."""
+    target = target or workload.target
+    bits = 32 if workload.compute == "float32" else float_bits(profile, target)
     found = {name: cost(layers, profile, bits, target) for name, layers in workload.components.items()}
     if workload.width:
         found["between_frames"] = cost((_warp(workload),), profile, bits, target)
     return found
+
+
+def float_bits(profile: Profile, target: str) -> int:
+    """What a device computes floats in where it may choose; of a measured one that is what its engine did."""
+    if profile.measured:
+        return 16 if "float16" in profile.measured.get(target, {}) else 32
+    return profile.float_bits
 
 
 def predict(

@@ -146,7 +146,7 @@ def host_file() -> Path:
 
 
 def read_profile(name: str) -> Profile:
-    """The profile of that name, of `host`, or in the TOML file of that path; raises UserError that says what is wrong."""
+    """The profile of that name, of `host`, or in the TOML file of that path; raises UserError saying what is wrong."""
     if name == HOST:
         if not host_file().is_file():
             raise UserError("this machine was not measured yet", hint="run outzoom devices --calibrate")

@@ -17,7 +17,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accesses:
-    """Words that an array, or a core, reads from and writes to the memory beside it, and instructions that it fetches."""
+    """Words read from and written to the memory beside an array or a core, and instructions fetched."""
 
     reads: Numbers
     writes: Numbers

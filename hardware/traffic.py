@@ -32,7 +32,7 @@ def dram_bytes(layers: Sequence[Layer], on_chip_bytes: float, fuses: bool = True
     moved = found.copy()
     moved[kept, OUTPUT] = 0
     moved[inputs, INPUT] = 0
-    return _bounded(layers, found, moved, on_chip_bytes)
+    return _bounded(layers, found, moved, on_chip_bytes, fuses)
 
 
 def _own_bytes(layer: Layer) -> tuple[int, int, int]:
@@ -69,11 +69,16 @@ def _kept(output_bytes: NDArray[np.float64], room_bytes: float) -> NDArray[np.bo
 
 
 def _bounded(
-    layers: Sequence[Layer], found: NDArray[np.float64], moved: NDArray[np.float64], on_chip_bytes: float
+    layers: Sequence[Layer],
+    found: NDArray[np.float64],
+    moved: NDArray[np.float64],
+    on_chip_bytes: float,
+    fuses: bool,
 ) -> NDArray[np.float64]:
     """Layers that do not fit move more than each operand once: the difference is counted as weights' and inputs'."""
     for index, layer in enumerate(layers):
-        if not layer.is_product or found[index].sum() <= on_chip_bytes:
+        streams = fuses and layer.kind == "attention"  # head by head, whose keys and values fit
+        if not layer.is_product or streams or found[index].sum() <= on_chip_bytes:
             continue
         bits = max(layer.input_bits, layer.weight_bits)
         room = on_chip_bytes * 8 / bits

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -135,6 +136,8 @@ class Workload:
     width: int
     height: int
     components: dict[str, tuple[Layer, ...]]
+    compute: Literal["float32", "fastest"] = "fastest"  # what floats are computed in, as a bundle's recipe says it
+    target: str = ""  # of the bundle
 
     @property
     def weight_bytes(self) -> dict[str, int]:
@@ -165,7 +168,8 @@ def conv_fractions(layers: Sequence[Layer]) -> dict[str, float]:
     return {"conv": alone / total, "conv_and_linear": (alone + macs.get("linear", 0)) / total}
 
 
-def with_floats(layers: Iterable[Layer], bits: int) -> tuple[Layer, ...]:
+@lru_cache(maxsize=64)
+def with_floats(layers: tuple[Layer, ...], bits: int) -> tuple[Layer, ...]:
     """The layers on a device that computes floats in `bits` bits: 32-bit activations and weights become those."""
 
     def changed(value: int) -> int:

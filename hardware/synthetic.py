@@ -1,0 +1,174 @@
+"""Small graphs of one layer repeated, to time engines with: as they stand in the models, but of sizes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import MissingPackageError
+
+OPSET = 21
+CHANNELS = (24, 80, 288)
+SIDES = (6, 20, 60, 150)
+ROWS = (1, 20, 150, 1200)
+WIDTHS = (48, 200, 800)
+ATTENTION = ((1, 24, 24), (3, 100, 100), (3, 400, 400), (1, 1500, 1500), (3, 100, 60), (3, 400, 60), (3, 1500, 60))
+HEAD_WIDTH = 40
+ELEMENTS = (256, 8 * 2**10, 256 * 2**10, 2 * 2**20)
+MAX_MACS = 1.5e9  # of one layer, so that it is timed in a moment
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer to time: what it is, the sizes of its product, and the shape that it takes and makes."""
+
+    kind: str
+    rows: int
+    columns: int
+    depth: int
+    kernel: int
+    shape: tuple[int, ...]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether its type matters."""
+        return self.kind in ("conv", "linear", "attention")
+
+
+def cells() -> Iterator[Cell]:
+    """All that are timed."""
+    for kernel in (1, 3):
+        for channels in CHANNELS:
+            for side in SIDES:
+                if side**2 * channels**2 * kernel**2 <= MAX_MACS:
+                    shape = (1, channels, side, side)
+                    yield Cell("conv", side**2, channels, channels * kernel**2, kernel, shape)
+    for width in WIDTHS:
+        for rows in ROWS:
+            yield Cell("linear", rows, width, width, 1, (1, rows, width))
+    for heads, rows, keys in ATTENTION:
+        yield Cell("attention", rows * heads, keys, HEAD_WIDTH, 1, (1, rows, heads * HEAD_WIDTH))
+    for elements in ELEMENTS:
+        for kind in ("Sigmoid", "GroupNormalization", "LayerNormalization", "Gelu", "Add", "Transpose"):
+            side = int(np.sqrt(elements / 16))
+            is_image = kind in ("Sigmoid", "GroupNormalization", "Transpose")
+            shape = (1, 16, side, side) if is_image else (1, side**2 // 4, 64)
+            yield Cell(kind, int(np.prod(shape)), 1, 1, 1, shape)
+
+
+def write_chain(file: Path, cell: Cell, length: int, data_type: str) -> dict[str, Any]:
+    """Write a model of `length` cells after each other; what to feed it.
+
+    Its weights are of `data_type`: float32, float16 (converted when the engine is loaded), or int8, and then what flows
+    into products is rounded, too. Raises MissingPackageError without `onnx`.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise MissingPackageError("onnx", "export", "calibrating") from error
+    chain = _Chain(helper, onnx.numpy_helper, data_type)
+    name = "x"
+    for _ in range(length):
+        name = chain.cell(cell, name)
+    chain.node("Identity", [name], "out")
+    inputs = {"x": cell.shape}
+    if cell.kind == "attention":
+        inputs |= {"keys": (1, cell.columns, cell.shape[2])}
+    if cell.kind == "Add":
+        inputs |= {"other": cell.shape}
+    graph = helper.make_graph(
+        chain.nodes, "chain",
+        [helper.make_tensor_value_info(each, TensorProto.FLOAT, shape) for each, shape in inputs.items()],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, cell.shape)], chain.stored,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), file)
+    rng = np.random.default_rng(0)
+    return {each: rng.standard_normal(shape, np.float32) for each, shape in inputs.items()}
+
+
+class _Chain:
+    """A graph that grows by a cell at a time."""
+
+    def __init__(self, helper: Any, arrays: Any, data_type: str) -> None:
+        self.helper, self.arrays, self.data_type = helper, arrays, data_type
+        self.nodes: list[Any] = []
+        self.stored: list[Any] = []
+        self.rng = np.random.default_rng(1)
+
+    def node(self, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        made = output or f"t{len(self.nodes)}"
+        self.nodes.append(self.helper.make_node(op, inputs, [made], name=f"n{len(self.nodes)}", **attributes))
+        return made
+
+    def constant(self, array: Any) -> str:
+        name = f"c{len(self.stored)}"
+        self.stored.append(self.arrays.from_array(np.asarray(array), name))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        values = self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        if self.data_type == "int8":
+            codes = self.constant(np.clip(np.rint(values * 100), -127, 127).astype(np.int8))
+            return self.node("DequantizeLinear", [codes, self.constant(np.float32(0.01))])
+        if self.data_type == "float16":
+            return self.node("Cast", [self.constant(values.astype(np.float16))], to=1)
+        return self.constant(values.astype(np.float32))
+
+    def rounded(self, name: str) -> str:
+        """Through codes of 8 bits, if that is the type."""
+        if self.data_type != "int8":
+            return name
+        scale, zero = self.constant(np.float32(0.05)), self.constant(np.uint8(128))
+        return self.node("DequantizeLinear", [self.node("QuantizeLinear", [name, scale, zero]), scale, zero])
+
+    def cell(self, cell: Cell, name: str) -> str:
+        channels = cell.shape[1]
+        if cell.kind == "conv":
+            name = self.swish(self.group_norm(name, channels))
+            pads = [cell.kernel // 2] * 4
+            weight = self.weight(channels, channels, cell.kernel, cell.kernel)
+            return self.node("Conv", [self.rounded(name), weight, self.floats(channels)], pads=pads)
+        if cell.kind == "linear":
+            product = self.node("MatMul", [self.rounded(name), self.weight(cell.depth, cell.columns)])
+            return self.node("Add", [product, self.floats(cell.columns)])
+        if cell.kind == "attention":
+            return self.attention(name, cell.rows * HEAD_WIDTH // cell.shape[1] // HEAD_WIDTH, cell)
+        if cell.kind == "Sigmoid":
+            return self.swish(name)
+        if cell.kind == "GroupNormalization":
+            return self.group_norm(name, channels)
+        if cell.kind == "LayerNormalization":
+            return self.node(cell.kind, [name, self.floats(cell.shape[-1]), self.floats(cell.shape[-1])])
+        if cell.kind == "Transpose":  # two, so that the shape is the same again
+            turned = self.node("Transpose", [name], perm=[0, 2, 3, 1])
+            return self.node("Transpose", [self.node("Neg", [turned])], perm=[0, 3, 1, 2])
+        return self.node(cell.kind, [name, "other"] if cell.kind == "Add" else [name])
+
+    def floats(self, count: int) -> str:
+        return self.constant(self.rng.uniform(0.5, 1.5, count).astype(np.float32))
+
+    def group_norm(self, name: str, channels: int) -> str:
+        return self.node("GroupNormalization", [name, self.floats(channels), self.floats(channels)], num_groups=8)
+
+    def swish(self, name: str) -> str:
+        return self.node("Mul", [name, self.node("Sigmoid", [name])])
+
+    def attention(self, name: str, heads: int, cell: Cell) -> str:
+        split = self.constant(np.array([1, -1, heads, HEAD_WIDTH], np.int64))
+        joined = self.constant(np.array([1, -1, heads * HEAD_WIDTH], np.int64))
+        scale = self.constant(np.float32(HEAD_WIDTH**-0.25))
+        source = name if cell.columns * heads == cell.rows else "keys"
+        query = self.node("Transpose", [self.node("Reshape", [name, split])], perm=[0, 2, 1, 3])
+        key = self.node("Transpose", [self.node("Reshape", [source, split])], perm=[0, 2, 3, 1])
+        value = self.node("Transpose", [self.node("Reshape", [source, split])], perm=[0, 2, 1, 3])
+        query, key = self.node("Mul", [query, scale]), self.node("Mul", [key, scale])
+        scores = self.node("MatMul", [self.rounded(query), self.rounded(key)])
+        shares = self.node("Softmax", [scores], axis=-1)
+        mixed = self.node("MatMul", [self.rounded(shares), self.rounded(value)])
+        return self.node("Reshape", [self.node("Transpose", [mixed], perm=[0, 2, 1, 3]), joined])
