@@ -140,7 +140,7 @@ def _is_timed(cell: Cell, data_type: DataType) -> bool:
 
 
 def _interpolated(timed: list[Timed], elements: int) -> float:
-    sizes = np.log([one.cell.rows for one in timed])
+    sizes = np.log([float(one.cell.rows) for one in timed])
     seconds = np.log([max(one.seconds, LEAST_SECONDS) for one in timed])
     return float(np.exp(np.interp(np.log(elements), sizes, seconds)))
 

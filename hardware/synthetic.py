@@ -19,6 +19,11 @@ WIDTHS = (48, 200, 800)
 ATTENTION = ((1, 24, 24), (3, 100, 100), (3, 400, 400), (1, 1500, 1500), (3, 100, 60), (3, 400, 60), (3, 1500, 60))
 HEAD_WIDTH = 40
 ELEMENTS = (256, 8 * 2**10, 256 * 2**10, 2 * 2**20)
+# Layers without a product, and how much larger what they make is than what they take.
+PLAIN = {
+    "Sigmoid": 1, "GroupNormalization": 1, "LayerNormalization": 1, "Gelu": 1, "Add": 1, "Transpose": 1, "Concat": 2,
+    "Resize": 4,
+}  # fmt: skip
 MAX_MACS = 1.5e9  # of one layer, so that it is timed in a moment
 
 
@@ -53,11 +58,11 @@ def cells() -> Iterator[Cell]:
     for heads, rows, keys in ATTENTION:
         yield Cell("attention", rows * heads, keys, HEAD_WIDTH, 1, (1, rows, heads * HEAD_WIDTH))
     for elements in ELEMENTS:
-        for kind in ("Sigmoid", "GroupNormalization", "LayerNormalization", "Gelu", "Add", "Transpose"):
+        for kind, growth in PLAIN.items():
             side = int(np.sqrt(elements / 16))
-            is_image = kind in ("Sigmoid", "GroupNormalization", "Transpose")
+            is_image = kind not in ("LayerNormalization", "Gelu", "Add")
             shape = (1, 16, side, side) if is_image else (1, side**2 // 4, 64)
-            yield Cell(kind, int(np.prod(shape)), 1, 1, 1, shape)
+            yield Cell(kind, growth * int(np.prod(shape)), 1, 1, 1, shape)
 
 
 def write_chain(file: Path, cell: Cell, length: int, data_type: str) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def write_chain(file: Path, cell: Cell, length: int, data_type: str) -> dict[str
     inputs = {"x": cell.shape}
     if cell.kind == "attention":
         inputs |= {"keys": (1, cell.columns, cell.shape[2])}
-    if cell.kind == "Add":
+    if cell.kind in ("Add", "Concat"):
         inputs |= {"other": cell.shape}
     graph = helper.make_graph(
         chain.nodes, "chain",
@@ -148,6 +153,16 @@ class _Chain:
         if cell.kind == "Transpose":  # two, so that the shape is the same again
             turned = self.node("Transpose", [name], perm=[0, 2, 3, 1])
             return self.node("Transpose", [self.node("Neg", [turned])], perm=[0, 3, 1, 2])
+        if cell.kind == "Concat":  # and back to the first half
+            bounds = [self.constant(np.array([number], np.int64)) for number in (0, channels, 1)]
+            return self.node("Slice", [self.node("Concat", [name, "other"], axis=1), *bounds])
+        if cell.kind == "Resize":  # to twice the sides, and every other row and column of that
+            scales = self.constant(np.array([1, 1, 2, 2], np.float32))
+            large = self.node("Resize", [name, "", scales], mode="nearest")
+            starts, ends, axes, steps = ([0, 0], [2**30, 2**30], [2, 3], [2, 2])
+            return self.node(
+                "Slice", [large, *(self.constant(np.array(each, np.int64)) for each in (starts, ends, axes, steps))]
+            )
         return self.node(cell.kind, [name, "other"] if cell.kind == "Add" else [name])
 
     def floats(self, count: int) -> str:
