@@ -118,7 +118,7 @@ def main() -> None:
     with atomic_file(given.out) as partial:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     if given.plot:
-        from .prediction_page import against_reality
+        from .prediction_plots import against_reality
 
         against_reality(result.rows, given.plot)
     for row in rows:

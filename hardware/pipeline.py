@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..runtime.errors import UserError
 from .costs import LEVELS, Cost, cost
-from .profiles import Profile
+from .profiles import Profile, with_changes
 from .workload import Layer, Workload
 
 MAX_STEPS = 1000
 ONCE = ("text_encoder", "unet_text", "unet_time")  # their results are kept: run for a prompt, not for a keyframe
-LABELS = {"between_frames": "frames between keyframes"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +163,48 @@ def _warp(workload: Workload) -> Layer:
     """A frame between keyframes: a picture of 8-bit RGB, read once and written once."""
     sides = (workload.height, workload.width)
     return Layer("warp", "move", 1, 3, 1, *sides, 1, 1, 1, 1, 8, 8, 8, op="Resize")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Devices x recipes x intervals: what each costs, which can't be, and the costs by layer that it comes from.
+
+    `costs` are by device and recipe, and by component.
+    """
+
+    predictions: tuple[Prediction, ...]
+    refusals: tuple[Refusal, ...]
+    costs: dict[tuple[str, str], dict[str, Cost]]
+
+
+def survey(
+    workloads: Sequence[Workload],
+    profiles: Sequence[Profile],
+    cases: Sequence[UseCase],
+    what_if: Mapping[str, float] | None = None,
+) -> Survey:
+    """Predict every workload on every device in every case; what a device can't compute is refused, not an error.
+
+    `what_if` changes figures of every device; raises UserError for one that a device does not have.
+    """
+    predictions: list[Prediction] = []
+    refusals: list[Refusal] = []
+    costs: dict[tuple[str, str], dict[str, Cost]] = {}
+    for profile in profiles:
+        changed = with_changes(profile, what_if or {})
+        for workload in workloads:
+            try:
+                found = component_costs(workload, changed)
+            except UserError as error:
+                refusals.append(Refusal(profile.name, workload.recipe, str(error)))
+                continue
+            costs[profile.name, workload.recipe] = found
+            for case in cases:
+                one = predict(workload, changed, case, found)
+                predictions.append(replace(one, what_if=dict(what_if or {})))
+    front = pareto_front(predictions)
+    marked = tuple(replace(one, is_pareto=best) for one, best in zip(predictions, front, strict=True))
+    return Survey(marked, tuple(refusals), costs)
 
 
 def pareto_front(predictions: Sequence[Prediction]) -> list[bool]:
