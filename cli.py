@@ -460,17 +460,18 @@ def _print_components(bundle: Bundle) -> None:
 def _print_predictions(found: Survey, out: Path | None) -> None:
     with_battery = any(one.battery_hours is not None for one in found.predictions)
     title = "modelled; energy and power of the processor and its DRAM alone"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("device", no_wrap=True)
-    for column in ("recipe", "1 in", "keyframe", "frames/s", "J/frame", "W", *["hours"] * with_battery, "limit", ""):
+    for column in ("", "recipe", "1 in", "keyframe", "fps", "J/frame", "W", *["hours"] * with_battery, "limit"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found.predictions:
         unet = one.components.get("unet")
         table.add_row(
-            one.device, one.recipe, str(one.keyframe_every), f"{one.keyframe_seconds:.3g} s",
+            one.device, "*" if one.is_pareto else "", one.recipe, str(one.keyframe_every),
+            f"{one.keyframe_seconds:.3g} s",
             f"{one.frames_per_second:.3g}", f"{one.joules_per_frame:.3g}", f"{one.watts:.3g}",
             *([f"{one.battery_hours:.3g}"] if one.battery_hours is not None else []),
-            unet.bottleneck if unet else "-", "*" if one.is_pareto else "",
+            unet.bottleneck if unet else "-",
         )  # fmt: skip
     out_console.print(table)
     out_console.print("limit: what most of a UNet pass waits for; *: no other is as fast for as little energy")

@@ -45,7 +45,7 @@ class Cost:
     layers: tuple[Layer, ...]
     compute_seconds: Numbers
     memory_seconds: Numbers
-    overhead_seconds: float
+    overhead_seconds: Numbers
     layer_seconds: Numbers
     dram_bytes: Numbers  # (layers, 3): input, weights, output
     joules: Numbers  # (layers, levels)
@@ -71,7 +71,7 @@ class Cost:
         shares = {
             "compute": float(longest[~bound].sum()),
             "memory": float(longest[bound].sum()),
-            "overhead": self.overhead_seconds * len(self.layers),
+            "overhead": float(self.overhead_seconds.sum()),
         }
         return max(shares, key=lambda name: shares[name])
 
@@ -84,7 +84,7 @@ def cost(layers: Sequence[Layer], profile: Profile, float_bits: int | None = Non
     """
     layers = with_floats(tuple(layers), float_bits or profile.float_bits)
     types = [data_type(layer, profile) for layer in layers]
-    moved = dram_bytes(layers, profile.on_chip_mb.value * 1e6)
+    moved = dram_bytes(layers, profile)
     memory = moved.sum(axis=1) / (profile.bandwidth_gb_per_s.value * 1e9)
     per_layer = energies_of(profile)
     if profile.measured:
@@ -92,15 +92,24 @@ def cost(layers: Sequence[Layer], profile: Profile, float_bits: int | None = Non
     else:
         sustained = profile.sustained_fraction.value if profile.sustained_fraction else SUSTAINED_FRACTION
         compute = compute_seconds(layers, types, profile) / sustained
-    overhead = profile.layer_overhead_us.value * 1e-6 if profile.layer_overhead_us and not profile.measured else 0.0
-    started = np.array([layer.kind not in ("elementwise", "softmax") for layer in layers])  # those others are fused
-    seconds = np.maximum(compute, memory) + overhead * started
+    overhead = overhead_seconds(layers, profile)
+    seconds = np.maximum(compute, memory) + overhead
     joules = np.zeros((len(layers), len(LEVELS)))
     joules[:, :3] = on_chip_joules(layers, types, profile, per_layer)
     joules[:, 3] = moved.sum(axis=1) * per_layer.dram_pj_per_byte * 1e-12
-    seconds, is_throttled = throttled(seconds, joules.sum(axis=1), profile)
+    is_throttled = False
+    if not profile.measured:  # a measured device was clocked as it was
+        seconds, is_throttled = throttled(seconds, joules.sum(axis=1), profile)
     joules[:, 4] = seconds * profile.idle_watts.value
     return Cost(layers, compute, memory, overhead, seconds, moved, joules, is_throttled)
+
+
+def overhead_seconds(layers: Sequence[Layer], profile: Profile) -> Numbers:
+    """What starting each layer takes; functions that are computed where their input is made are not started."""
+    if profile.layer_overhead_us is None or profile.measured:
+        return np.zeros(len(layers))
+    started = np.array([layer.kind not in ("elementwise", "softmax") for layer in layers])
+    return started * profile.layer_overhead_us.value * 1e-6
 
 
 def energies_of(profile: Profile) -> Energies:

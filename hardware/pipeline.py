@@ -94,8 +94,13 @@ class Refusal:
 
 
 def component_costs(workload: Workload, profile: Profile, target: str = "") -> dict[str, Cost]:
-    """What one run of each component costs; `target`, of a measured device, is by default the bundle's own."""
+    """What one run of each component costs.
+
+    `target` matters to a measured device: by default the bundle's own, or the one that it was measured best with.
+    """
     target = target or workload.target
+    if profile.measured and not target:
+        target = max(profile.measured, key=lambda name: len(profile.measured[name]))
     bits = 32 if workload.compute == "float32" else float_bits(profile, target)
     found = {name: cost(layers, profile, bits, target) for name, layers in workload.components.items()}
     if workload.width:

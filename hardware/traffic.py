@@ -13,12 +13,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .profiles import Profile
 from .workload import Layer
 
-INPUT, WEIGHT, OUTPUT = range(3)  # the columns of what `dram_bytes` gives
+INPUT, WEIGHT, OUTPUT = range(3)  # the columns of what these functions give
 
 
-def dram_bytes(layers: Sequence[Layer], on_chip_bytes: float, fuses: bool = True) -> NDArray[np.float64]:
+def dram_bytes(layers: Sequence[Layer], profile: Profile) -> NDArray[np.float64]:
+    """Bytes of input, weights and output of every layer on a device, (layers, 3): where a scheduler would come in."""
+    return traffic_bound(layers, profile.on_chip_mb.value * 1e6)
+
+
+def traffic_bound(layers: Sequence[Layer], on_chip_bytes: float, fuses: bool = True) -> NDArray[np.float64]:
     """Bytes of input, weights and output of every layer, (layers, 3), in a run that starts with nothing on the chip.
 
     `fuses`: elementwise layers and attention's softmax are computed where their input is.

@@ -22,7 +22,7 @@ from outzoom.hardware.frequency import (
 from outzoom.hardware.full_size import full_size
 from outzoom.hardware.profiles import read_profile, with_changes
 from outzoom.hardware.systolic import array_accesses, core_accesses, cycles
-from outzoom.hardware.traffic import INPUT, OUTPUT, WEIGHT, dram_bytes
+from outzoom.hardware.traffic import INPUT, OUTPUT, WEIGHT, traffic_bound
 from outzoom.hardware.workload import Layer
 from outzoom.runtime.errors import UserError
 
@@ -182,9 +182,9 @@ def test_the_share_of_static_energy_that_the_papers_figures_imply():
 
 def test_bytes_that_cross_to_dram_by_hand():
     first, second = conv(4, 8, 10, name="a"), conv(8, 4, 10, name="b")
-    roomy = dram_bytes([first, second], 1e6)
+    roomy = traffic_bound([first, second], 1e6)
     assert roomy.tolist() == [[400, 8 * 4 * 9, 0], [0, 8 * 4 * 9, 400]]
-    tight = dram_bytes([first, second], 1500)  # 800 bytes between them do not fit into the half of it
+    tight = traffic_bound([first, second], 1500)  # 800 bytes between them do not fit into the half of it
     assert tight[0, OUTPUT] == tight[1, INPUT] == 800
 
 
@@ -194,7 +194,7 @@ def test_scores_of_attention_are_never_stored_where_they_are_fused():
 
     softmax = Layer("s", "softmax", 1, 2, 1, 64, 64, 1, 1, 1, 1, 16, 16, 16)
     block = [product(64, 8), softmax, product(8, 64)]
-    fused, spilled = dram_bytes(block, 1024), dram_bytes(block, 1024, fuses=False)
+    fused, spilled = traffic_bound(block, 1024), traffic_bound(block, 1024, fuses=False)
     assert fused[0, OUTPUT] == fused[1].sum() == fused[2, INPUT] == 0
     assert spilled[0, OUTPUT] == 2 * 64 * 64 * 2
 
@@ -202,10 +202,10 @@ def test_scores_of_attention_are_never_stored_where_they_are_fused():
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.floats(256, 1e7))
 def test_no_layer_moves_less_than_its_weights_nor_gains_from_less_room(channels, out, side, room):
     layers = [conv(channels, out, side), conv(out, channels, side)]
-    found = dram_bytes(layers, room)
+    found = traffic_bound(layers, room)
     assert (found[:, WEIGHT] >= [layer.weight_bytes for layer in layers]).all()
     assert found[0, INPUT] >= layers[0].input_bytes
-    assert found.sum() >= dram_bytes(layers, 2 * room).sum() - 1e-6
+    assert found.sum() >= traffic_bound(layers, 2 * room).sum() - 1e-6
 
 
 def test_a_unit_of_tiles_wastes_what_does_not_fill_it():
