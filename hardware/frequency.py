@@ -83,7 +83,8 @@ def network_wide_in(load: LayerLoad, chip: Chip, limit_watts: float, points: Seq
 def layer_wise(load: LayerLoad, chip: Chip, limit_watts: float, volts: float | None = None) -> Schedule:
     """For each layer the highest clock under the limit, at one voltage: the one of the least time unless it is given.
 
-    A layer that waits for memory gains nothing above the clock at which it does, and takes the lowest that is as fast.
+    Where switching takes longer than it gains, all layers have one clock. A layer that waits for memory gains nothing
+    above the clock at which it does, and takes the lowest that is as fast.
     Raises UserError if a layer is above the limit at every clock.
     """
     voltages = sorted({point.volts for point in chip.points}) if volts is None else [volts]
@@ -104,7 +105,11 @@ def _layer_wise_at(load: LayerLoad, chip: Chip, limit_watts: float, volts: float
         return None
     best = np.where(allowed, seconds, np.inf).min(axis=0)
     first = (allowed & (seconds <= best * (1 + 1e-12))).argmax(axis=0)  # clocks ascend: the lowest of the fastest
-    return run(load, chip, clocks[first], volts)
+    found = [run(load, chip, clocks[first], volts)]
+    for_all = allowed.all(axis=1)
+    if for_all.any():  # where layers differ little, switching costs more than it gains
+        found.append(run(load, chip, np.full(len(first), clocks[for_all].max()), volts))
+    return min(found, key=lambda schedule: (schedule.seconds, schedule.joules))
 
 
 def run(load: LayerLoad, chip: Chip, hertz: Numbers, volts: float) -> Schedule:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outzoom.hardware.clocks import chip_of, compare_clocks, layer_load
 from outzoom.hardware.costs import compute_seconds, cost, data_type
 from outzoom.hardware.energy import cache_pj_per_byte, energies, process_factor
 from outzoom.hardware.frequency import (
@@ -119,9 +120,10 @@ def test_a_layer_that_waits_for_memory_takes_the_lowest_clock_that_is_as_fast():
 
 def test_switching_clocks_costs_time():
     given_load = load([1e6, 1e6], [1e-9, 4e-9])
-    free, dear = (layer_wise(given_load, chip(0.1, clock_switch_seconds=t), 1.2) for t in (0.0, 1e-3))
-    assert dear.seconds - free.seconds == pytest.approx(free.switches * 1e-3)
+    free, dear, dearest = (layer_wise(given_load, chip(0.1, clock_switch_seconds=t), 1.2) for t in (0.0, 1e-4, 1.0))
+    assert dear.seconds - free.seconds == pytest.approx(free.switches * 1e-4)
     assert dear.joules > free.joules
+    assert (free.switches, dearest.switches) == (1, 0)  # one clock for both, if switching takes a second
 
 
 def test_switching_voltages_at_layers_shorter_than_that_does_not_pay():
@@ -267,3 +269,23 @@ def test_an_array_needs_a_small_part_of_the_energy_of_a_core_that_fetches_each_o
     assert ours[1] == 0  # no instructions
     assert theirs[1] > 0.9 * theirs[:3].sum()
     assert theirs[:3].sum() / ours[:3].sum() > 100
+
+
+def test_clocks_of_a_component_keep_its_energy_and_its_time_at_the_highest():
+    profile = read_profile("jetson-agx-orin")
+    found = cost(full_size("int8").components["unet"], profile)
+    given_load, device = layer_load(found, profile), chip_of(profile)
+    clocks = np.full(len(given_load.cycles), profile.clock_mhz.value * 1e6)
+    top = run(given_load, device, clocks, device.reference_volts)
+    assert top.joules - top.seconds * profile.idle_watts.value == pytest.approx(found.joules[:, :3].sum(), rel=1e-6)
+    longest = np.maximum(found.compute_seconds + found.overhead_seconds, found.memory_seconds)
+    assert top.seconds == pytest.approx(longest.sum())
+
+
+def test_clocks_for_each_layer_of_the_unet_gain_where_layers_differ():
+    profile = read_profile("jetson-agx-orin")
+    found = compare_clocks(cost(full_size("int8").components["unet"], profile), profile, 16)
+    assert found.speedup > 1.05
+    assert found.voltages.seconds > found.clocks.seconds  # a voltage takes longer than a layer
+    with pytest.raises(UserError, match="no clocks"):
+        compare_clocks(cost(full_size("int8").components["unet"], read_profile("tpu-v1")), read_profile("tpu-v1"), 20)
