@@ -462,12 +462,12 @@ def _print_predictions(found: Survey, out: Path | None) -> None:
     title = "modelled; energy and power of the processor and its DRAM alone"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("device", no_wrap=True)
-    for column in ("", "recipe", "1 in", "keyframe", "fps", "J/frame", "W", *["hours"] * with_battery, "limit"):
+    for column in ("", "of", "1 in", "keyframe", "fps", "J/frame", "W", *["hours"] * with_battery, "limit"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found.predictions:
         unet = one.components.get("unet")
         table.add_row(
-            one.device, "*" if one.is_pareto else "", one.recipe, str(one.keyframe_every),
+            one.device, "*" if one.is_pareto else "", one.label, str(one.keyframe_every),
             f"{one.keyframe_seconds:.3g} s",
             f"{one.frames_per_second:.3g}", f"{one.joules_per_frame:.3g}", f"{one.watts:.3g}",
             *([f"{one.battery_hours:.3g}"] if one.battery_hours is not None else []),
@@ -476,7 +476,7 @@ def _print_predictions(found: Survey, out: Path | None) -> None:
     out_console.print(table)
     out_console.print("limit: what most of a UNet pass waits for; *: no other is as fast for as little energy")
     for refusal in found.refusals:
-        out_console.print(f"{refusal.device}, {refusal.recipe}: {refusal.reason}")
+        out_console.print(f"{refusal.device}, {refusal.label}: {refusal.reason}")
     if out is not None:
         out_console.print(f"{out / 'predict.html'}, {out / 'predict.json'}")
 

@@ -69,20 +69,20 @@ def _plots(found: Survey, profiles: Sequence[Profile], front: Sequence[Predictio
         Plot("DRAM traffic of a keyframe", traffic(predictions, "traffic"), "The table has the numbers."),
     ]
     by_name = {profile.name: profile for profile in profiles}
-    chosen = list(dict.fromkeys((one.device, one.recipe) for one in (*reversed(front), *predictions)))
-    for device, recipe in chosen[:MAX_ROOFLINES]:
-        title = f"Roofline of {device}, {recipe}"
-        plots.append(Plot(title, roofline(by_name[device], found.costs[device, recipe], title), title))
-    device, recipe = chosen[0]
-    title = f"The UNet's layers on {device}, {recipe}"
-    if "unet" in found.costs[device, recipe]:
-        plots.append(Plot(title, by_layer(found.costs[device, recipe]["unet"], title), title))
+    chosen = list(dict.fromkeys((one.device, one.label) for one in (*reversed(front), *predictions)))
+    for device, label in chosen[:MAX_ROOFLINES]:
+        title = f"Roofline of {device}, {label}"
+        plots.append(Plot(title, roofline(by_name[device], found.costs[device, label], title), title))
+    device, label = chosen[0]
+    title = f"The UNet's layers on {device}, {label}"
+    if "unet" in found.costs[device, label]:
+        plots.append(Plot(title, by_layer(found.costs[device, label]["unet"], title), title))
     return plots
 
 
 def _front_in_words(front: Sequence[Prediction]) -> str:
     return "; ".join(
-        f"{number}: {one.device} {one.recipe}, 1 in {one.keyframe_every}: {digits(one.frames_per_second)} frames per "
+        f"{number}: {one.device} {one.label}, 1 in {one.keyframe_every}: {digits(one.frames_per_second)} frames per "
         f"second at {digits(one.joules_per_frame)} J"
         for number, one in enumerate(front, 1)
     )

@@ -62,7 +62,7 @@ def energy_by_level(predictions: Sequence[Prediction], name: str) -> Markup:
                 range(len(shown)), joules, left=start, color=COLOURS[index], height=0.7, label=LEVEL_LABELS[level]
             )
             start += joules
-        axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.recipe}")[:38] for one in shown])
+        axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.label}")[:38] for one in shown])
         axes.invert_yaxis()
         _label(axes, "J per keyframe (modelled)", "")
         axes.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, loc="lower right")
@@ -102,7 +102,7 @@ def traffic(predictions: Sequence[Prediction], name: str) -> Markup:
     def draw(axes: Any) -> None:
         values = [one.dram_gigabytes_per_keyframe for one in shown]
         axes.barh(range(len(shown)), values, color=COLOURS[3], height=0.7)
-        axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.recipe}")[:38] for one in shown])
+        axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.label}")[:38] for one in shown])
         axes.invert_yaxis()
         _label(axes, "GB of DRAM per keyframe (modelled)", "")
 
@@ -113,9 +113,9 @@ def pareto(predictions: Sequence[Prediction], name: str) -> Markup:
     """Frames per second against energy for a frame; the front is connected, and its devices named."""
 
     def draw(axes: Any) -> None:
-        recipes = list(dict.fromkeys(one.recipe for one in predictions))
+        recipes = list(dict.fromkeys(one.label for one in predictions))
         for index, recipe in enumerate(recipes):
-            shown = [one for one in predictions if one.recipe == recipe]
+            shown = [one for one in predictions if one.label == recipe]
             places = [one.frames_per_second for one in shown], [one.joules_per_frame for one in shown]
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(*places, "o", color=colour, markersize=4.5, alpha=0.8, label=printable(recipe)[:24])
@@ -159,7 +159,7 @@ def against_reality(rows: Sequence[Row], file: Path) -> None:
 
 def _first_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:
     """One for each device and recipe: a keyframe costs the same at every interval."""
-    return list({(one.device, one.recipe): one for one in reversed(predictions)}.values())
+    return list({(one.device, one.label): one for one in reversed(predictions)}.values())
 
 
 def _level_joules(one: Prediction, level: str) -> float:

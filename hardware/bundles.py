@@ -28,12 +28,15 @@ def bundle_workload(bundle: Bundle, size: Size | None = None) -> Workload:
     sides = dimensions(chosen, manifest.vae_scale_factor)
     components = {name: layers_of(read_graph(bundle.engine(name), sides)) for name in manifest.components}
     compute = "float32" if manifest.recipe.compute == "float32" else "fastest"
-    return Workload(manifest.source.name, manifest.recipe.name, *chosen, components, compute, manifest.target)
+    names = (manifest.source.name, manifest.recipe.name)
+    return Workload(*names, *chosen, components, compute, manifest.target, file=bundle.path.resolve().name)
 
 
 def graph_workload(file: Path, name: str = "unet", sides: dict[str, int] | None = None) -> Workload:
     """The layers of one graph, as the only component `name` of a workload without a picture."""
-    return Workload(file.stem, "as given", 0, 0, {name: layers_of(read_graph(file, sides or {}))})
+    return Workload(
+        file.stem, "as given", 0, 0, label=file.stem, components={name: layers_of(read_graph(file, sides or {}))}
+    )
 
 
 def read_graph(file: Path, sides: dict[str, int]) -> Graph:

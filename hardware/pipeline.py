@@ -61,6 +61,7 @@ class Prediction:
     """A workload on a device, all of it modelled; energy and power are of the processor and its DRAM alone."""
 
     device: str
+    label: str  # the bundle's folder, or the recipe
     recipe: str
     keyframe_every: int
     steps: int
@@ -89,7 +90,7 @@ class Refusal:
     """A device that can't run a recipe, and why."""
 
     device: str
-    recipe: str
+    label: str
     reason: str
 
 
@@ -134,6 +135,7 @@ def predict(
     frames = case.keyframe_every
     return Prediction(
         device=profile.name,
+        label=workload.label,
         recipe=workload.recipe,
         keyframe_every=frames,
         steps=case.steps,
@@ -174,7 +176,7 @@ def _warp(workload: Workload) -> Layer:
 class Survey:
     """Devices x recipes x intervals: what each costs, which can't be, and the costs by layer that it comes from.
 
-    `costs` are by device and recipe, and by component.
+    `costs` are by device and label, and by component.
     """
 
     predictions: tuple[Prediction, ...]
@@ -190,8 +192,13 @@ def survey(
 ) -> Survey:
     """Predict every workload on every device in every case; what a device can't compute is refused, not an error.
 
-    `what_if` changes figures of every device; raises UserError for one that a device does not have.
+    `what_if` changes figures of every device. Raises UserError for one that a device does not have, and for workloads
+    or devices of the same name.
     """
+    for names in ([one.label for one in workloads], [one.name for one in profiles]):
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise UserError(f"'{twice[0]}' is given twice", hint="name each once, or copy a bundle to another name")
     predictions: list[Prediction] = []
     refusals: list[Refusal] = []
     costs: dict[tuple[str, str], dict[str, Cost]] = {}
@@ -201,9 +208,9 @@ def survey(
             try:
                 found = component_costs(workload, changed)
             except UserError as error:
-                refusals.append(Refusal(profile.name, workload.recipe, str(error)))
+                refusals.append(Refusal(profile.name, workload.label, str(error)))
                 continue
-            costs[profile.name, workload.recipe] = found
+            costs[profile.name, workload.label] = found
             for case in cases:
                 one = predict(workload, changed, case, found)
                 predictions.append(replace(one, what_if=dict(what_if or {})))

@@ -138,6 +138,12 @@ class Workload:
     components: dict[str, tuple[Layer, ...]]
     compute: Literal["float32", "fastest"] = "fastest"  # what floats are computed in, as a bundle's recipe says it
     target: str = ""  # of the bundle
+    file: str = ""  # the name of the bundle's folder, or of the graph
+
+    @property
+    def label(self) -> str:
+        """What to call it among others."""
+        return self.file or self.recipe
 
     @property
     def weight_bytes(self) -> dict[str, int]:

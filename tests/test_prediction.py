@@ -257,6 +257,8 @@ def test_a_device_that_can_not_is_said_to(run):
         (["nowhere"], "no bundle"),
         (["model.onnx"], "can't be read"),
         (["nowhere", "--recipe", "int8"], "--recipe"),
+        (["--recipe", "int8", "--recipe", "int8"], "twice"),
+        (["--device", "tpu-v1", "--device", "tpu-v1"], "twice"),
     ],
 )
 def test_mistakes_are_told(run, arguments, message):
