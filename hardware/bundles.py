@@ -34,9 +34,8 @@ def bundle_workload(bundle: Bundle, size: Size | None = None) -> Workload:
 
 def graph_workload(file: Path, name: str = "unet", sides: dict[str, int] | None = None) -> Workload:
     """The layers of one graph, as the only component `name` of a workload without a picture."""
-    return Workload(
-        file.stem, "as given", 0, 0, label=file.stem, components={name: layers_of(read_graph(file, sides or {}))}
-    )
+    components = {name: layers_of(read_graph(file, sides or {}))}
+    return Workload(file.stem, "as given", 0, 0, components, file=file.name)
 
 
 def read_graph(file: Path, sides: dict[str, int]) -> Graph:
