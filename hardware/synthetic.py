@@ -16,8 +16,11 @@ CHANNELS = (24, 80, 288)
 SIDES = (6, 20, 60, 150)
 ROWS = (1, 20, 150, 1200)
 WIDTHS = (48, 200, 800)
-ATTENTION = ((1, 24, 24), (3, 100, 100), (3, 400, 400), (1, 1500, 1500), (3, 100, 60), (3, 400, 60), (3, 1500, 60))
-HEAD_WIDTH = 40
+# Heads, rows, keys and width of a head.
+ATTENTION = (
+    (1, 24, 24, 40), (3, 100, 100, 40), (3, 400, 400, 40), (1, 1500, 1500, 40), (1, 900, 900, 200), (3, 100, 60, 40),
+    (3, 400, 60, 40), (3, 1500, 60, 40),
+)  # fmt: skip
 ELEMENTS = (256, 8 * 2**10, 256 * 2**10, 2 * 2**20)
 # Layers without a product, and how much larger what they make is than what they take.
 PLAIN = {
@@ -55,8 +58,8 @@ def cells() -> Iterator[Cell]:
     for width in WIDTHS:
         for rows in ROWS:
             yield Cell("linear", rows, width, width, 1, (1, rows, width))
-    for heads, rows, keys in ATTENTION:
-        yield Cell("attention", rows * heads, keys, HEAD_WIDTH, 1, (1, rows, heads * HEAD_WIDTH))
+    for heads, rows, keys, width in ATTENTION:
+        yield Cell("attention", rows * heads, keys, width, 1, (1, rows, heads * width))
     for elements in ELEMENTS:
         for kind, growth in PLAIN.items():
             side = int(np.sqrt(elements / 16))
@@ -143,16 +146,16 @@ class _Chain:
             product = self.node("MatMul", [self.rounded(name), self.weight(cell.depth, cell.columns)])
             return self.node("Add", [product, self.floats(cell.columns)])
         if cell.kind == "attention":
-            return self.attention(name, cell.rows * HEAD_WIDTH // cell.shape[1] // HEAD_WIDTH, cell)
+            return self.attention(name, cell.rows // cell.shape[1], cell)
         if cell.kind == "Sigmoid":
             return self.swish(name)
         if cell.kind == "GroupNormalization":
             return self.group_norm(name, channels)
         if cell.kind == "LayerNormalization":
             return self.node(cell.kind, [name, self.floats(cell.shape[-1]), self.floats(cell.shape[-1])])
-        if cell.kind == "Transpose":  # two, so that the shape is the same again
-            turned = self.node("Transpose", [name], perm=[0, 2, 3, 1])
-            return self.node("Transpose", [self.node("Neg", [turned])], perm=[0, 3, 1, 2])
+        if cell.kind == "Transpose":  # read as the shape that it had, so that no two of them undo each other
+            shape = self.constant(np.array(cell.shape, np.int64))
+            return self.node("Reshape", [self.node("Transpose", [name], perm=[0, 2, 3, 1]), shape])
         if cell.kind == "Concat":  # and back to the first half
             bounds = [self.constant(np.array([number], np.int64)) for number in (0, channels, 1)]
             return self.node("Slice", [self.node("Concat", [name, "other"], axis=1), *bounds])
@@ -175,9 +178,9 @@ class _Chain:
         return self.node("Mul", [name, self.node("Sigmoid", [name])])
 
     def attention(self, name: str, heads: int, cell: Cell) -> str:
-        split = self.constant(np.array([1, -1, heads, HEAD_WIDTH], np.int64))
-        joined = self.constant(np.array([1, -1, heads * HEAD_WIDTH], np.int64))
-        scale = self.constant(np.float32(HEAD_WIDTH**-0.25))
+        split = self.constant(np.array([1, -1, heads, cell.depth], np.int64))
+        joined = self.constant(np.array([1, -1, heads * cell.depth], np.int64))
+        scale = self.constant(np.float32(cell.depth**-0.25))
         source = name if cell.columns * heads == cell.rows else "keys"
         query = self.node("Transpose", [self.node("Reshape", [name, split])], perm=[0, 2, 1, 3])
         key = self.node("Transpose", [self.node("Reshape", [source, split])], perm=[0, 2, 3, 1])
