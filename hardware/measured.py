@@ -7,14 +7,14 @@ nearest one's rate is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import UserError
 from .profiles import Point, Profile
-from .workload import Layer
+from .workload import Layer, attention_triples
 
 Numbers = NDArray[np.float64]
 SCORES = "attention"
@@ -46,36 +46,28 @@ def measured_seconds(layers: Sequence[Layer], profile: Profile, target: str) -> 
 
 
 def attention_parts(layers: Sequence[Layer]) -> list[bool]:
-    """Which layers a timed attention has in it: from its inputs' reordering to its output's, but the first product."""
+    """Which layers a timed attention has in it: from its inputs' reordering to its output's, but the first product.
+
+    Projections may stand between them, in whatever order the graph was written; they are layers of their own.
+    """
     inside = [False] * len(layers)
-    for index, layer in enumerate(layers):
-        if layer.kind != "softmax":
-            continue
-        before = _product(layers, index, -1)
-        after = _product(layers, index, 1)
-        if before is None or after is None or layers[before].kind != SCORES or layers[after].kind != SCORES:
-            continue
-        for position in range(before + 1, after + 1):
-            inside[position] = True
-        _mark(layers, inside, before, -1)
-        _mark(layers, inside, after, 1)
+    for before, softmax, after in attention_triples(layers):
+        inside[softmax] = inside[after] = True
+        for start, stop in ((before - 1, -1), (softmax - 1, before), (after - 1, softmax)):
+            _mark(layers, inside, range(start, stop, -1))
+        _mark(layers, inside, range(after + 1, len(layers)), passes=())
     return inside
 
 
-def _mark(layers: Sequence[Layer], inside: list[bool], start: int, step: int) -> None:
-    position = start + step
-    while 0 <= position < len(layers) and layers[position].kind in NEARBY and layers[position].operands == 1:
-        inside[position] = True
-        position += step
-
-
-def _product(layers: Sequence[Layer], start: int, step: int) -> int | None:
-    position = start + step
-    while 0 <= position < len(layers):
-        if layers[position].is_product:
-            return position
-        position += step
-    return None
+def _mark(
+    layers: Sequence[Layer], inside: list[bool], places: Iterable[int], passes: Sequence[str] = ("linear",)
+) -> None:
+    for place in places:
+        layer = layers[place]
+        if layer.kind in NEARBY and layer.operands == 1:
+            inside[place] = True
+        elif layer.kind not in passes:
+            return
 
 
 class Table:

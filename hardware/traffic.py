@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .profiles import Profile
-from .workload import Layer
+from .workload import Layer, attention_triples
 
 INPUT, WEIGHT, OUTPUT = range(3)  # the columns of what these functions give
 
@@ -52,20 +52,9 @@ def _fused(layers: Sequence[Layer], found: NDArray[np.float64]) -> NDArray[np.fl
         if layer.kind == "elementwise":
             found[index, OUTPUT] = 0  # takes the place of its input
             found[index, INPUT] *= (layer.operands - 1) / layer.operands
-        elif layer.kind == "softmax":
-            found[index] = 0
-            _forget(found, layers, index)
+    for before, softmax, after in attention_triples(layers):
+        found[before, OUTPUT] = found[softmax] = found[after, INPUT] = 0
     return found
-
-
-def _forget(found: NDArray[np.float64], layers: Sequence[Layer], softmax: int) -> None:
-    """The scores that a softmax is of: the output of the product before it, the input of the one after."""
-    before = next((i for i in range(softmax - 1, -1, -1) if layers[i].is_product), None)
-    after = next((i for i in range(softmax + 1, len(layers)) if layers[i].is_product), None)
-    if before is not None and layers[before].kind == "attention":
-        found[before, OUTPUT] = 0
-    if after is not None and layers[after].kind == "attention":
-        found[after, INPUT] = 0
 
 
 def _kept(output_bytes: NDArray[np.float64], room_bytes: float) -> NDArray[np.bool_]:

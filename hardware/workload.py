@@ -7,7 +7,7 @@ attention is a linear layer whose weights are the other operand, once for each h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -190,6 +190,16 @@ def with_floats(layers: tuple[Layer, ...], bits: int) -> tuple[Layer, ...]:
         )
         for layer in layers
     )
+
+
+def attention_triples(layers: Sequence[Layer]) -> Iterator[tuple[int, int, int]]:
+    """Of each attention the places of its scores, softmax and mixing; other products may stand between them."""
+    for softmax, layer in enumerate(layers):
+        if layer.kind == "softmax":
+            before = next((i for i in range(softmax - 1, -1, -1) if layers[i].kind == "attention"), None)
+            after = next((i for i in range(softmax + 1, len(layers)) if layers[i].kind == "attention"), None)
+            if before is not None and after is not None:
+                yield before, softmax, after
 
 
 def column(layers: Sequence[Layer], value: Callable[[Layer], float]) -> NDArray[np.float64]:
