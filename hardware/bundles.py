@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from ..runtime import Bundle
@@ -12,7 +11,7 @@ from .graph import Graph
 from .lower import layers_of
 from .onnx_graph import read_onnx
 from .openvino_graph import read_openvino
-from .workload import Layer, Workload
+from .workload import Workload
 
 
 def bundle_workload(bundle: Bundle, size: Size | None = None) -> Workload:
@@ -45,9 +44,3 @@ def read_graph(file: Path, sides: dict[str, int]) -> Graph:
     if file.suffix == ".xml":
         return read_openvino(file)
     raise UserError(f"'{file}' is no graph that can be read", hint="graphs are .onnx files and OpenVINO's .xml files")
-
-
-def sparse(layers: tuple[Layer, ...], fraction: float) -> tuple[Layer, ...]:
-    """The layers with that fraction of their weights left, in a pattern that hardware skips."""
-    weighted = ("conv", "linear")
-    return tuple(replace(each, nonzero_fraction=fraction) if each.kind in weighted else each for each in layers)

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[DataType, str]] = {
     "onnxruntime": {"float32": "float32", "int8": "float32"},
     "openvino-cpu": {"float32": "float32", "float16": "fastest", "int8": "fastest"},
 }
+TYPES: tuple[DataType, ...] = ("int8", "float16", "float32")
 ASSUMED = "an assumption: nothing here measures power"
 
 Progress = Callable[[str], None]
@@ -64,7 +65,7 @@ def calibrate(progress: Progress = lambda text: None) -> Profile:
 def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> Profile:
     """The profile that timed layers make: peaks and bandwidth are the best that any of them reached."""
     peaks: dict[DataType, Figure] = {}
-    for data_type in ("int8", "float16", "float32"):
+    for data_type in TYPES:
         rates = [
             2 * point.rows * point.columns * point.depth / point.seconds
             for table in measured.values()

@@ -7,7 +7,6 @@ Journal 2022). Time is that of the cycles at the clock, or of the bytes at the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,12 +68,7 @@ class Schedule:
 
 def network_wide(load: LayerLoad, chip: Chip, limit_watts: float) -> Schedule:
     """DVFS: the fastest single point at which no layer is above the limit. Raises UserError if there is none."""
-    return network_wide_in(load, chip, limit_watts, chip.points)
-
-
-def network_wide_in(load: LayerLoad, chip: Chip, limit_watts: float, points: Sequence[OperatingPoint]) -> Schedule:
-    """The same with only some points to choose from."""
-    for point in reversed(points):
+    for point in reversed(chip.points):
         if float(layer_watts(load, chip, point.hertz, point.volts).max()) <= limit_watts:
             return run(load, chip, np.full(len(load.cycles), point.hertz), point.volts)
     raise _too_low(limit_watts)

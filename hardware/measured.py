@@ -30,7 +30,7 @@ def measured_seconds(layers: Sequence[Layer], profile: Profile, target: str) -> 
             f"{profile.name} was not measured with {target or 'no target'}; it was with {known}",
             hint="run outzoom devices --calibrate, or predict a bundle of a target that was measured",
         )
-    tables = {one: Table(points) for one, points in profile.measured[target].items()}
+    tables: dict[str, Table] = {one: Table(points) for one, points in profile.measured[target].items()}
     inside = attention_parts(layers)
     seconds = np.zeros(len(layers))
     for index, layer in enumerate(layers):

@@ -15,9 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal[
-    "conv", "depthwise", "linear", "attention", "normalization", "softmax", "elementwise", "move", "gather"
-]  # fmt: skip
+# Other kinds are normalization, softmax, elementwise, move and gather.
 PRODUCTS = ("conv", "depthwise", "linear", "attention")
 FLOAT_BITS = 32  # of an activation that the graph leaves in floating point
 
@@ -205,11 +203,6 @@ def attention_triples(layers: Sequence[Layer]) -> Iterator[tuple[int, int, int]]
 def column(layers: Sequence[Layer], value: Callable[[Layer], float]) -> NDArray[np.float64]:
     """One number of every layer, (layers,)."""
     return np.fromiter((value(layer) for layer in layers), np.float64, len(layers))
-
-
-def of_kind(layers: Iterable[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers of some kinds."""
-    return tuple(layer for layer in layers if layer.kind in kinds)
 
 
 def map_components(workload: Workload, change: Callable[[tuple[Layer, ...]], tuple[Layer, ...]]) -> Workload:
