@@ -33,6 +33,7 @@ from .runtime.shapes import Size, parse_size
 
 if TYPE_CHECKING:
     from .export import Estimate
+    from .hardware import Profile, Survey, Workload
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -269,6 +270,111 @@ def bench(
     _show(as_json, results_as_dict(results), print_paths)
 
 
+@app.command("predict")
+def predict_command(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="bundles or graphs; without any, full-size SD2 inpainting"),
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help="a profile; repeatable; default: all that come along")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="without a bundle: what the model is compiled by; repeatable"),
+    ] = None,
+    keyframe_every: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="paint 1 frame in N; repeatable; default: 1, 5 and 30")
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per painted frame")] = 20,
+    guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="two passes of the UNet a step")] = True,
+    battery_wh: Annotated[
+        float | None, typer.Option("--battery-wh", metavar="WH", help="how long does it last?")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=NUMBER", help="what if? a figure of every device; repeatable"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for predict.json and predict.html")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict speed, energy and traffic on devices that are not here; all of it modelled."""
+    from .hardware import UseCase, known_devices, parse_changes, read_profile, survey
+
+    workloads = _workloads(bundles or [], recipe or [])
+    profiles = [read_profile(name) for name in device or known_devices()]
+    cases = [UseCase(steps, guidance, every, battery_wh) for every in keyframe_every or (1, 5, 30)]
+    found = survey(workloads, profiles, cases, parse_changes(changes or []))
+    if not found.predictions:
+        reasons = "; ".join(refusal.reason for refusal in found.refusals[:3])
+        raise UserError(f"no device can run it: {reasons}", hint="choose another recipe or device")
+    result = {
+        "method": "modelled",
+        "predictions": [one.as_dict() for one in found.predictions],
+        "refusals": [asdict(one) for one in found.refusals],
+        "profiles": {profile.name: {k: _builtins(v) for k, v in profile.figures.items()} for profile in profiles},
+    }
+    if out is not None:
+        try:
+            from .benchmarks.prediction_page import write_page
+        except ImportError as error:
+            raise MissingPackageError(error.name or "matplotlib", "bench", "the page of predictions") from error
+        from .runtime.files import atomic_file
+
+        write_page(found, profiles, workloads, out / "predict.html")
+        with atomic_file(out / "predict.json") as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    _show(as_json, result, lambda: _print_predictions(found, out))
+
+
+def _workloads(bundles: list[Path], recipes: list[str]) -> list[Workload]:
+    """What is to be predicted: bundles or graphs, or the full-size model by recipes."""
+    from .hardware import bundle_workload, full_size, graph_workload
+
+    if bundles and recipes:
+        raise UserError("a bundle has its own recipe, but --recipe was given too", hint="leave one of them out")
+    if not bundles:
+        return [full_size(name) for name in recipes or ("fp16", "int8")]
+    return [
+        graph_workload(path) if path.suffix in (".onnx", ".xml") else bundle_workload(open_manifest(path, verify=False))
+        for path in bundles
+    ]
+
+
+@app.command()
+def devices(
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine; takes minutes")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the devices that can be predicted, and the targets that run here; or measure this machine."""
+    from .doctor import examine
+    from .hardware import known_devices, read_profile
+    from .hardware.profiles import HOST, host_file, write_host
+
+    if calibrate:
+        from .hardware.calibration import calibrate as measure
+
+        with _progress() as progress:
+            task = progress.add_task("calibrate", total=None)
+            write_host(measure(lambda text: progress.update(task, description=f"calibrate {text}")))
+    profiles = [read_profile(name) for name in known_devices()]
+    if host_file().is_file():
+        profiles.append(read_profile(HOST))
+    targets = examine()["targets"]
+    result = {
+        "devices": {
+            profile.name: {
+                "description": profile.description, "kind": profile.kind, "target": profile.target,
+                "figures": {name: _builtins(figure) for name, figure in profile.figures.items()},
+            }
+            for profile in profiles
+        },
+        "targets": targets,
+        "host": str(host_file()) if host_file().is_file() else None,
+    }  # fmt: skip
+    _show(as_json, result, lambda: _print_devices(profiles, targets))
+
+
 @app.command()
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Check a bundle, hashes too, and show what is in it."""
@@ -394,6 +500,47 @@ def _print_components(bundle: Bundle) -> None:
         parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB"
         table.add_row(name, f"{component.parameters:,}", bits, *shapes, parity)
     out_console.print(table)
+
+
+def _print_predictions(found: Survey, out: Path | None) -> None:
+    with_battery = any(one.battery_hours is not None for one in found.predictions)
+    title = "modelled; energy and power of the processor and its DRAM alone"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("device", no_wrap=True)
+    for column in ("", "of", "1 in", "keyframe", "fps", "J/frame", "W", *["hours"] * with_battery, "limit"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in found.predictions:
+        unet = one.components.get("unet")
+        table.add_row(
+            one.device, "*" if one.is_pareto else "", one.label, str(one.keyframe_every),
+            f"{one.keyframe_seconds:.3g} s",
+            f"{one.frames_per_second:.3g}", f"{one.joules_per_frame:.3g}", f"{one.watts:.3g}",
+            *([f"{one.battery_hours:.3g}"] if one.battery_hours is not None else []),
+            unet.bottleneck if unet else "-",
+        )  # fmt: skip
+    out_console.print(table)
+    out_console.print("limit: what most of a UNet pass waits for; *: no other is as fast for as little energy")
+    for refusal in found.refusals:
+        out_console.print(f"{refusal.device}, {refusal.label}: {refusal.reason}")
+    if out is not None:
+        out_console.print(f"{out / 'predict.html'}, {out / 'predict.json'}")
+
+
+def _print_devices(profiles: list[Profile], targets: dict[str, str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    for column in ("TOPS", "GB/s", "on chip, MB", "W", "unverified"):
+        table.add_column(column, justify="right", overflow="fold")
+    for profile in profiles:
+        figures = profile.figures.values()
+        doubtful = sum(figure.confidence == "unverified" for figure in figures)
+        peaks = ", ".join(f"{name} {figure.value:.3g}" for name, figure in profile.peak_tops.items())
+        numbers = (profile.bandwidth_gb_per_s, profile.on_chip_mb, profile.power_watts)
+        row = (f"{figure.value:.3g}" for figure in numbers)
+        table.add_row(profile.name, peaks, *row, f"{doubtful} of {len(figures)}")
+    out_console.print(table)
+    for target, state in targets.items():
+        out_console.print(f"target {target} on this machine: {state}")
 
 
 def _print_doctor(report: dict[str, Any]) -> None:

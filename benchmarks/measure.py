@@ -93,7 +93,7 @@ def _measure_components(
     for name, component in zoom.bundle.manifest.components.items():
         if name in COMPONENTS:  # a hoisted UNet's parts are quick, and not counted by `BenchSettings.stage_count`
             report(f"{name}, {settings.runs} runs")
-        first_ms, samples_ms = _run_alone(zoom.inpainting.engine(name), random_feeds(zoom.inpainting, name), settings)
+        first_ms, samples_ms = run_alone(zoom.inpainting.engine(name), random_feeds(zoom.inpainting, name), settings)
         results[name] = ComponentResult(
             parameters=component.parameters,
             size_bytes=zoom.bundle.component_size_bytes(name),
@@ -133,7 +133,7 @@ def random_feeds(inpainting: Inpainting, component: str) -> dict[str, NDArray[An
     return feeds
 
 
-def _run_alone(engine: Engine, feeds: dict[str, NDArray[Any]], settings: BenchSettings) -> tuple[float, list[float]]:
+def run_alone(engine: Engine, feeds: dict[str, NDArray[Any]], settings: BenchSettings) -> tuple[float, list[float]]:
     """Milliseconds of the first run, and of the runs after the warm-ups."""
     first_ms = _timed_ms(lambda: engine.run(feeds))
     for _ in range(settings.warm_ups):

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import printable
 
@@ -20,7 +20,7 @@ LABEL_CHARACTERS = 24
 FONT_SIZE = 9
 # Okabe and Ito's palette, told apart by colour-blind people; 3:1 or more against white and near-black.
 COLOURS = ("#0072B2", "#D55E00", "#00916A", "#B8629A", "#8577E6", "#A87900", "#4C8C9B", "#7F7F7F")
-_TEXT, _LINE = "#010203", "#040506"  # stand-ins, replaced by the page's own
+TEXT, LINE = "#010203", "#040506"  # stand-ins, replaced by the page's own
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Bar:
 def bar_chart(bars: Sequence[Bar], name: str) -> Markup:
     """Horizontal bars, the first on top, as an inline <svg>; `name` must be unique in the page."""
     import matplotlib
-    from markupsafe import Markup
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
@@ -49,25 +48,35 @@ def bar_chart(bars: Sequence[Bar], name: str) -> Markup:
             end = bar.value
             if bar.low is not None and bar.high is not None:
                 whisker = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]]
-                axes.errorbar(bar.value, row, xerr=whisker, color=_TEXT, elinewidth=1, capsize=2.5)
+                axes.errorbar(bar.value, row, xerr=whisker, color=TEXT, elinewidth=1, capsize=2.5)
                 end = max(end, bar.high)
             axes.annotate(
-                bar.text, (end, row), (5, 0), textcoords="offset points", va="center", color=_TEXT, parse_math=False
+                bar.text, (end, row), (5, 0), textcoords="offset points", va="center", color=TEXT, parse_math=False
             )
         most = max((max(bar.value, bar.high or 0) for bar in bars), default=0)
         axes.set_xlim(0, (most or 1) * 1.35)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.set_yticks(range(len(bars)), [_short(bar.label) for bar in bars])
         for tick in axes.get_yticklabels():
-            tick.set(parse_math=False, color=_TEXT)
+            tick.set(parse_math=False, color=TEXT)
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-        axes.spines["left"].set_color(_LINE)
-        buffer = io.StringIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks; the browser has its own
-            figure.savefig(buffer, format="svg", transparent=True)
+        axes.spines["left"].set_color(LINE)
+        return inline(figure)
+
+
+def inline(figure: Any) -> Markup:
+    """A matplotlib figure as an inline <svg>; TEXT and LINE in it become the page's own colours.
+
+    Draw it in a context with `svg.fonttype` none and a `svg.hashsalt` that is unique in the page.
+    """
+    from markupsafe import Markup
+
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks; the browser has its own
+        figure.savefig(buffer, format="svg", transparent=True)
     return Markup(_inlined(buffer.getvalue()))
 
 
@@ -85,4 +94,4 @@ def _inlined(svg: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     svg = re.sub(r"<svg[^>]*>", f'<svg {box[0] if box else ""} aria-hidden="true">', svg, count=1)
-    return svg.replace(_TEXT, "currentColor").replace(_LINE, "var(--line)")
+    return svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")

@@ -7,12 +7,15 @@ attention is a linear layer whose weights are the other operand, once for each h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
-Kind = Literal[
-    "conv", "depthwise", "linear", "attention", "normalization", "softmax", "elementwise", "move", "gather"
-]  # fmt: skip
+import numpy as np
+from numpy.typing import NDArray
+
+# Other kinds are normalization, softmax, elementwise, move and gather.
 PRODUCTS = ("conv", "depthwise", "linear", "attention")
 FLOAT_BITS = 32  # of an activation that the graph leaves in floating point
 
@@ -43,6 +46,7 @@ class Layer:
     in_height: int = 0  # 0: as many rows as the kernel covers without padding
     in_width: int = 0
     operands: int = 1
+    op: str = ""  # ONNX's name for it
     nonzero_fraction: float = 1.0  # of the weights, where they are pruned in a pattern that hardware skips (2:4)
 
     @property
@@ -54,6 +58,21 @@ class Layer:
     def macs(self) -> int:
         """Multiply-accumulates, those with zeros and padding included."""
         return self.output_elements * self.in_channels * self.kernel_height * self.kernel_width * self.is_product
+
+    @property
+    def rows(self) -> int:
+        """Of the product that it is, rows x depth times depth x columns, in each group and repetition."""
+        return self.out_height * self.out_width
+
+    @property
+    def columns(self) -> int:
+        """Of that product: output channels of a group."""
+        return self.out_channels // self.groups
+
+    @property
+    def depth(self) -> int:
+        """Of that product: what is summed over."""
+        return self.in_channels * self.kernel_height * self.kernel_width
 
     @property
     def input_height(self) -> int:
@@ -104,3 +123,89 @@ class Layer:
         if max(self.input_bits, self.weight_bits) <= 8:
             return "int8"
         return "float16" if self.input_bits <= 16 else "float32"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The layers of each component of a pipeline, in the order in which they run."""
+
+    name: str
+    recipe: str
+    width: int
+    height: int
+    components: dict[str, tuple[Layer, ...]]
+    compute: Literal["float32", "fastest"] = "fastest"  # what floats are computed in, as a bundle's recipe says it
+    target: str = ""  # of the bundle
+    file: str = ""  # the name of the bundle's folder, or of the graph
+
+    @property
+    def label(self) -> str:
+        """What to call it among others."""
+        return self.file or self.recipe
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Of each component, as its engine reads them."""
+        return {
+            name: sum(layer.weight_bytes for layer in layers if layer.kind != "attention")
+            for name, layers in self.components.items()
+        }
+
+
+def macs_by_kind(layers: Iterable[Layer]) -> dict[str, int]:
+    """Multiply-accumulates of each kind of layer that has any."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        if layer.macs:
+            found[layer.kind] = found.get(layer.kind, 0) + layer.macs
+    return found
+
+
+def conv_fractions(layers: Sequence[Layer]) -> dict[str, float]:
+    """Shares of the multiply-accumulates: convolutions alone, and with the linear layers counted as 1x1 convolutions.
+
+    The second is how 84% of SD2's UNet are convolutions: alone they are 52%.
+    """
+    macs = macs_by_kind(layers)
+    total = sum(macs.values())
+    alone = macs.get("conv", 0) + macs.get("depthwise", 0)
+    return {"conv": alone / total, "conv_and_linear": (alone + macs.get("linear", 0)) / total}
+
+
+@lru_cache(maxsize=64)
+def with_floats(layers: tuple[Layer, ...], bits: int) -> tuple[Layer, ...]:
+    """The layers on a device that computes floats in `bits` bits: 32-bit activations and weights become those."""
+
+    def changed(value: int) -> int:
+        return bits if value == FLOAT_BITS else value
+
+    return tuple(
+        replace(
+            layer,
+            input_bits=changed(layer.input_bits),
+            weight_bits=changed(layer.weight_bits),
+            output_bits=changed(layer.output_bits),
+        )
+        for layer in layers
+    )
+
+
+def attention_triples(layers: Sequence[Layer]) -> Iterator[tuple[int, int, int]]:
+    """Of each attention the places of its scores, softmax and mixing; other products may stand between them."""
+    for softmax, layer in enumerate(layers):
+        if layer.kind == "softmax":
+            before = next((i for i in range(softmax - 1, -1, -1) if layers[i].kind == "attention"), None)
+            after = next((i for i in range(softmax + 1, len(layers)) if layers[i].kind == "attention"), None)
+            if before is not None and after is not None:
+                yield before, softmax, after
+
+
+def column(layers: Sequence[Layer], value: Callable[[Layer], float]) -> NDArray[np.float64]:
+    """One number of every layer, (layers,)."""
+    return np.fromiter((value(layer) for layer in layers), np.float64, len(layers))
+
+
+def map_components(workload: Workload, change: Callable[[tuple[Layer, ...]], tuple[Layer, ...]]) -> Workload:
+    """The workload with the layers of every component changed."""
+    changed: Mapping[str, tuple[Layer, ...]] = {name: change(each) for name, each in workload.components.items()}
+    return replace(workload, components=dict(changed))

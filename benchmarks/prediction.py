@@ -1,0 +1,200 @@
+"""Predictions against reality: `python -m outzoom.benchmarks.prediction BUNDLE... --out FILE [--plot FILE]`.
+
+The running machine is calibrated, with layers that no bundle has, and every component of every bundle predicted from
+that; then each is timed. Beside it stand predictions for devices that others have published times of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..hardware import Profile, bundle_workload, component_costs, full_size, read_profile
+from ..hardware.calibration import calibrate
+from ..hardware.costs import SUSTAINED_FRACTION
+from ..hardware.profiles import write_host
+from ..runtime import open_manifest
+from ..runtime.files import atomic_file
+from ..runtime.inpainting import Inpainting
+from .machine import describe_machine
+from .measure import random_feeds, run_alone
+from .results import Latency, Machine
+from .settings import BenchSettings
+
+SCHEMA_VERSION = 1
+TARGET_ERROR = 0.2
+AI_HUB = "Qualcomm AI Hub Models 0.46.1, perf.yaml of Stable Diffusion 2.1, w8a16"
+APPLE = "apple/ml-stable-diffusion README, SD 2.1 base, 6 bits, 20 steps"
+MLPERF = "MLPerf inference 4.0, SDXL on Jetson AGX Orin, SingleStream, mean"
+# Milliseconds of text encoder, UNet and VAE decoder.
+PHONES = {
+    "snapdragon-8-gen2": (7.96, 95.8, 266.8),
+    "snapdragon-8-gen3": (5.60, 69.7, 201.9),
+    "snapdragon-8-elite": (4.63, 53.2, 178.3),
+    "snapdragon-x-elite": (8.35, 96.3, 264.1),
+}
+STEPS_PER_SECOND = {"apple-m1": 2.19, "apple-m2": 3.07}  # of iPads; each step is two passes of the UNet
+# MACs of a UNet pass at 1024x1024, counted by torch on diffusers' module of that configuration (2,567,463,684
+# parameters), and of the VAE's decoder, from SD2's: convolutions grow with the pixels, its attention with their square.
+SDXL_UNET_GMACS, SDXL_VAE_GMACS, SDXL_PASSES = 3380.6, 5235.2, 40
+SDXL_ORIN_MS = 12_928.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A component that was timed here; `error` is predicted over the fastest run, less 1.
+
+    The calibration takes the fastest runs, too: what other processes take only makes runs longer.
+    """
+
+    bundle: str
+    component: str
+    predicted_ms: float
+    fastest_ms: float
+    measured: Latency
+    error: float
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A time that others measured; `fitted_ms` is what the model says with the fraction of the peak that the others
+    sustain."""
+
+    device: str
+    what: str
+    source: str
+    published_ms: float
+    predicted_ms: float
+    error: float
+    fitted_ms: float
+    fitted_error: float
+
+
+class PredictionResult(msgspec.Struct, frozen=True):
+    """The contents of the result file; errors are mean absolute ones."""
+
+    schema_version: int
+    created_utc: str
+    outzoom_version: str
+    command: str
+    machine: Machine
+    calibrated_layers: int
+    mean_absolute_error: float
+    mean_absolute_error_by_target: dict[str, float]
+    rows: tuple[Row, ...]
+    sustained_fraction: float
+    published_mean_absolute_error: float
+    published_fitted_mean_absolute_error: float
+    published: tuple[Published, ...]
+
+
+def main() -> None:
+    """Calibrate, predict, time, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--keep-calibration", action="store_true", help="use the one that there is")
+    parser.add_argument("--runs", type=int, default=60)
+    given = parser.parse_args()
+    machine = describe_machine()
+    if given.keep_calibration:
+        host = read_profile("host")
+    else:
+        host = calibrate(lambda text: print(f"calibrate: {text}", file=sys.stderr))
+        write_host(host)
+    rows = [row for bundle in given.bundles for row in rows_of(bundle, host, given.runs)]
+    published = published_rows()
+    result = PredictionResult(
+        SCHEMA_VERSION, datetime.now(timezone.utc).isoformat(timespec="seconds"), version("outzoom"),
+        shlex.join(["python", "-m", "outzoom.benchmarks.prediction", *(bundle.name for bundle in given.bundles)]),
+        machine, sum(len(points) for table in host.measured.values() for points in table.values()),
+        *errors_of(rows), tuple(rows), SUSTAINED_FRACTION,
+        mean_absolute([row.error for row in published]), mean_absolute([row.fitted_error for row in published]),
+        tuple(published),
+    )  # fmt: skip
+    with atomic_file(given.out) as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    if given.plot:
+        from .prediction_plots import against_reality
+
+        against_reality(result.rows, given.plot)
+    for row in rows:
+        print(f"{row.bundle:26} {row.component:14} {row.predicted_ms:9.2f} {row.fastest_ms:9.2f} {row.error:+.0%}")
+    print(f"mean absolute error {result.mean_absolute_error:.1%}")
+
+
+def rows_of(path: Path, host: Profile, runs: int) -> list[Row]:
+    """Every component of a bundle, predicted before it is timed."""
+    bundle = open_manifest(path, verify=False)
+    predicted = component_costs(bundle_workload(bundle), host)
+    inpainting = Inpainting(bundle)
+    rows = []
+    for name in bundle.manifest.components:
+        _, samples_ms = run_alone(
+            inpainting.engine(name), random_feeds(inpainting, name), BenchSettings(runs=runs, budget_seconds=10)
+        )
+        inpainting.close()
+        milliseconds = predicted[name].seconds * 1e3
+        fastest_ms = min(samples_ms)
+        row = Row(
+            path.name, name, round(milliseconds, 3), round(fastest_ms, 3), Latency.of(samples_ms),
+            round(milliseconds / fastest_ms - 1, 4),
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def errors_of(rows: Sequence[Row]) -> tuple[float, dict[str, float]]:
+    """Mean absolute error of all rows, and of those of each target."""
+    targets: dict[str, list[float]] = {}
+    for row in rows:
+        targets.setdefault(row.bundle.rpartition("-")[0], []).append(row.error)
+    return mean_absolute([row.error for row in rows]), {name: mean_absolute(each) for name, each in targets.items()}
+
+
+def mean_absolute(errors: Sequence[float]) -> float:
+    """Of relative errors."""
+    return round(float(np.abs(errors).mean()), 4)
+
+
+def published_rows() -> list[Published]:
+    """What others measured, beside what the profiles predict.
+
+    The fitted prediction takes the fraction of the peak that the other devices sustain (the geometric mean, without the
+    row's own device): it says how far the model carries from devices that are known to one that is not.
+    """
+    found: list[tuple[str, str, str, float, float]] = []
+    for device, times in PHONES.items():
+        costs = component_costs(full_size("w8a16"), read_profile(device))
+        for component, milliseconds in zip(("text_encoder", "unet", "vae_decoder"), times, strict=True):
+            found.append((device, component, AI_HUB, milliseconds, costs[component].seconds * 1e3))
+    for device, rate in STEPS_PER_SECOND.items():
+        costs = component_costs(full_size("fp16"), read_profile(device))
+        found.append((device, "two UNet passes", APPLE, 1e3 / rate, 2e3 * costs["unet"].seconds))
+    orin = read_profile("jetson-agx-orin").peak_tops["float16"].value * SUSTAINED_FRACTION
+    gmacs = SDXL_PASSES * SDXL_UNET_GMACS + SDXL_VAE_GMACS
+    found.append(("jetson-agx-orin", "SDXL, 20 steps, in float16", MLPERF, SDXL_ORIN_MS, 2 * gmacs / orin))
+    return [_published(row, found) for row in found]
+
+
+def _published(
+    row: tuple[str, str, str, float, float], rows: Sequence[tuple[str, str, str, float, float]]
+) -> Published:
+    device, what, source, published_ms, predicted_ms = row
+    ratios = [one[3] / one[4] for one in rows if one[0] != device]
+    fitted = predicted_ms * float(np.exp(np.mean(np.log(ratios))))
+    return Published(
+        device, what, source, published_ms, round(predicted_ms, 2), round(predicted_ms / published_ms - 1, 4),
+        round(fitted, 2), round(fitted / published_ms - 1, 4),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

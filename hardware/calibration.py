@@ -1,0 +1,196 @@
+"""Measures the running machine: how long layers take in the real engines, by size and type, and what follows from it.
+
+Each layer stands in a chain of itself; the time of the longer chain less that of the shorter one is its own. What a
+convolution takes includes bringing its input into the order that it likes, since the normalization before it is in the
+chain, whose time is taken off.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.backends import BACKENDS, Backend, Engine, backend_for
+from ..runtime.errors import MissingPackageError, OutzoomError
+from ..runtime.machine import cpu, read_text
+from .measured import CALL
+from .profiles import HOST, DataType, Figure, Point, Profile
+from .synthetic import Cell, cells, write_chain
+
+SHORT, LONG = 1, 5
+BUDGET_SECONDS = 0.2  # for the timed runs of a chain, of which there are at least MIN_RUNS
+MIN_RUNS, MAX_RUNS = 5, 200
+LEAST_SECONDS = 1e-7
+# What each engine is asked to compute in, and which type its weights are stored in for that.
+VARIANTS: dict[str, dict[DataType, str]] = {
+    "onnxruntime": {"float32": "float32", "int8": "float32"},
+    "openvino-cpu": {"float32": "float32", "float16": "fastest", "int8": "fastest"},
+}
+TYPES: tuple[DataType, ...] = ("int8", "float16", "float32")
+ASSUMED = "an assumption: nothing here measures power"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A cell and the seconds that it took."""
+
+    cell: Cell
+    seconds: float
+
+
+def calibrate(progress: Progress = lambda text: None) -> Profile:
+    """The running machine as the profile `host`; takes minutes. Raises MissingPackageError where there is no engine."""
+    measured: dict[str, dict[DataType, tuple[Point, ...]]] = {}
+    for target, variants in VARIANTS.items():
+        if not _is_installed(target):
+            continue
+        backend = backend_for(target)
+        for data_type, compute in variants.items():
+            progress(f"{target}, {data_type}")
+            measured.setdefault(target, {})[data_type] = _points(backend, data_type, compute)
+    if not measured:
+        raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
+    return host_profile(measured)
+
+
+def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> Profile:
+    """The profile that timed layers make: peaks and bandwidth are the best that any of them reached."""
+    peaks: dict[DataType, Figure] = {}
+    for data_type in TYPES:
+        rates = [
+            2 * point.rows * point.columns * point.depth / point.seconds
+            for table in measured.values()
+            for point in table.get(data_type, ())
+            if point.kind in ("conv", "linear")
+        ]
+        if rates:
+            peaks[data_type] = _measured(max(rates) / 1e12, "the fastest timed layer")
+    copies = [
+        3 * 4 * point.rows / point.seconds
+        for table in measured.values()
+        for point in table.get("float32", ())
+        if point.kind == "Add" and point.rows > 2**20
+    ]
+    model, _ = cpu()
+    cores = os.cpu_count() or 1
+    return Profile(
+        name=HOST,
+        description=f"{model}, {cores} cores, measured",
+        kind="simd",
+        peak_tops=peaks,
+        clock_mhz=Figure(_clock_mhz(), "the system", "read"),
+        bandwidth_gb_per_s=_measured(max(copies) / 1e9, "sums of large tensors; caches may hold them"),
+        on_chip_mb=Figure(_cache_bytes() / 1e6, "the caches of the last level but one, as the system tells", "read"),
+        power_watts=Figure(10.0 * cores, ASSUMED, "unverified"),
+        idle_watts=Figure(2.0 * cores, ASSUMED, "unverified"),
+        process_nm=Figure(7, ASSUMED, "unverified"),
+        memory="DDR5",
+        float_bits=32,
+        measured=dict(measured),
+    )
+
+
+def _measured(value: float, source: str) -> Figure:
+    return Figure(float(value), source, "measured")
+
+
+def _is_installed(target: str) -> bool:
+    try:
+        return bool(BACKENDS[target].version())
+    except OutzoomError:
+        return False
+
+
+def _points(backend: Backend, data_type: DataType, compute: str) -> tuple[Point, ...]:
+    """Timed layers, and what a call costs. Layers without products have no integers: those of floats count."""
+    timed = [Timed(each, _seconds(backend, each, data_type, compute)) for each in cells() if _is_timed(each, data_type)]
+    swish = [one for one in timed if one.cell.kind == "Sigmoid"]
+    norms = [one for one in timed if one.cell.kind == "GroupNormalization"]
+    if data_type == "int8":
+        floats = [each for each in cells() if each.kind in ("Sigmoid", "GroupNormalization")]
+        both = [Timed(each, _seconds(backend, each, "float32", compute)) for each in floats]
+        swish, norms = ([one for one in both if one.cell.kind == kind] for kind in ("Sigmoid", "GroupNormalization"))
+    call = _call_seconds(backend, compute)
+    points = [Point(CALL, 1, 1, 1, 1, max(call, LEAST_SECONDS))]
+    for one in timed:
+        cell, seconds = one.cell, one.seconds
+        if cell.kind == "conv":
+            elements = int(np.prod(cell.shape))
+            before = _interpolated(swish, elements) + _interpolated(norms, elements)
+            seconds = max(seconds - before, 0.1 * seconds)
+        points.append(Point(cell.kind, cell.rows, cell.columns, cell.depth, cell.kernel, max(seconds, LEAST_SECONDS)))
+        alias = {"LayerNormalization": "normalization", "Add": "elementwise", "Transpose": "move"}.get(cell.kind)
+        if alias:
+            points.append(Point(alias, cell.rows, 1, 1, 1, max(seconds, LEAST_SECONDS)))
+    return tuple(points)
+
+
+def _is_timed(cell: Cell, data_type: DataType) -> bool:
+    return cell.is_product or data_type != "int8"
+
+
+def _interpolated(timed: list[Timed], elements: int) -> float:
+    sizes = np.log([float(one.cell.rows) for one in timed])
+    seconds = np.log([max(one.seconds, LEAST_SECONDS) for one in timed])
+    return float(np.exp(np.interp(np.log(elements), sizes, seconds)))
+
+
+def _seconds(backend: Backend, cell: Cell, data_type: DataType, compute: str) -> float:
+    """Of one cell: what a longer chain takes more, for each cell more."""
+    short, long = (_chain_seconds(backend, cell, length, data_type, compute) for length in (SHORT, LONG))
+    return max((long - short) / (LONG - SHORT), LEAST_SECONDS)
+
+
+def _call_seconds(backend: Backend, compute: str) -> float:
+    """What calling an engine takes that does almost nothing."""
+    return _chain_seconds(backend, Cell("Gelu", 64, 1, 1, 1, (1, 1, 64)), 1, "float32", compute)
+
+
+def _chain_seconds(backend: Backend, cell: Cell, length: int, data_type: DataType, compute: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        feeds = write_chain(file, cell, length, data_type)
+        engine = backend.load(backend.compile(file, Path(folder) / "engine"), compute, (), {})
+        try:
+            return fastest_seconds(engine, feeds)
+        finally:
+            engine.close()
+
+
+def fastest_seconds(engine: Engine, feeds: Mapping[str, Any], budget_seconds: float = BUDGET_SECONDS) -> float:
+    """The shortest of many runs, after two that are not counted: what other processes take only makes runs longer."""
+    for _ in range(2):
+        engine.run(feeds)
+    taken: list[float] = []
+    while len(taken) < MIN_RUNS or (sum(taken) < budget_seconds and len(taken) < MAX_RUNS):
+        started = time.perf_counter()
+        engine.run(feeds)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def _clock_mhz() -> float:
+    text = read_text("/proc/cpuinfo")
+    found = [line.partition(":")[2].strip() for line in text.splitlines() if line.lower().startswith("cpu mhz")]
+    try:
+        return float(found[0])
+    except (IndexError, ValueError):
+        return 1000.0
+
+
+def _cache_bytes() -> float:
+    """Of all cores' second-level caches, 1 MB each where the system does not tell."""
+    total = 0.0
+    for core in Path("/sys/devices/system/cpu").glob("cpu[0-9]*"):
+        size = read_text(str(core / "cache" / "index2" / "size"))
+        total += float(size[:-1]) * 1024 if size.endswith("K") and size[:-1].isdigit() else 2**20
+    return total or 2.0**20
