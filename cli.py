@@ -191,7 +191,7 @@ def zoom(
         _check_strip(strip, image)
     motion = Motion(seconds, fps, zoom_rate, keyframe_every)
     schedule = _prompts(prompt, prompts)
-    given = {
+    given: dict[str, Any] = {
         "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
         "blend": blend,
     }  # fmt: skip

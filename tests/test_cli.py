@@ -479,12 +479,13 @@ def start(tmp_path):
 
     def start(*arguments, blocked=(), **environment):
         (tmp_path / "blocked").mkdir(exist_ok=True)
+        paths = os.pathsep.join([str(tmp_path / "blocked"), *filter(None, [os.environ.get("PYTHONPATH")])])
         for name in blocked:
             (tmp_path / "blocked" / f"{name}.py").write_text(f"raise ImportError('blocked', name='{name}')")
         return subprocess.Popen(
             [sys.executable, "-m", "outzoom", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path / "blocked"), **environment},
+            env={**os.environ, "PYTHONPATH": paths, **environment},
         )  # fmt: skip
 
     return start
