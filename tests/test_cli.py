@@ -578,6 +578,7 @@ def test_ctrl_c_before_anything_is_painted_leaves_nothing(start, zoom, tmp_path)
     while not any(tmp_path.glob(".partial-*")):
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.02)
+    time.sleep(0.2)  # into the thousand steps of the first keyframe
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 1, err
