@@ -32,8 +32,12 @@ from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .export import Estimate
     from .hardware import Profile, Survey, Workload
+    from .runtime import Film, KeyframeFolder, Prompts, Zoom
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -140,10 +144,22 @@ def export_all(
 def zoom(
     bundle: BundleArgument,
     image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="what is when around it; or a .json")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="what not to paint; default: what --prompts says")
+    ] = None,
+    end_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the outermost picture, the zoom in its centre")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="end in the picture that it began with")] = False,
+    zoom_in: Annotated[bool, typer.Option("--zoom-in", help="show it the other way round")] = False,
+    keyframes: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="keep keyframes here; default: beside OUT until it is complete")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="paint anew what an earlier run has kept")] = False,
     strip: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a strip of frames, a PNG")] = None,
-    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="what not to paint")] = "",
     seconds: Annotated[float, typer.Option(metavar="S", help="length of the video")] = 4.0,
     fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
     zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
@@ -174,45 +190,44 @@ def zoom(
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Motion, VideoWriter, Zoom, film_strip, load_image, save_png
+    from .runtime import Film, Motion, Zoom, film_strip, load_image, open_keyframes, remove_keyframes, save_png
     from .runtime import preset as find_preset
 
     if strip is not None:
         _check_strip(strip, image)
     motion = Motion(seconds, fps, zoom_rate, keyframe_every)
-    given = {
+    schedule = _prompts(prompt, prompts)
+    given: dict[str, Any] = {
         "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
         "blend": blend,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
-    painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative_prompt, seed=seed, **changes)
+    negative = (schedule.negative or "") if negative_prompt is None else negative_prompt
+    painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative, seed=seed, **changes)
     started = time.perf_counter()
-    stills = []
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     chosen = _parse_size(size) if size else None
+    folder = keyframes or out.parent / f"{out.name if len(os.fsencode(out.name)) < 240 else out.name[-50:]}.keyframes"
     with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes, cache=cache_folder()) as opened:
-        scheduled = painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
-        calls = len(painting.schedule(len(scheduled)).calls)
-        picture = load_image(image, opened.size)
-        shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
-        with VideoWriter(out, *opened.size, fps) as video, _progress() as progress:
-            frames_task = progress.add_task("frames", total=motion.frame_count)
-            paint_task = progress.add_task("painting steps", total=motion.painted_count * calls)
-
-            def on_step() -> None:
-                progress.advance(paint_task)
-
-            for number, frame in enumerate(opened.frames(picture, prompt, motion, painting, on_step)):
-                video.write(frame)
-                progress.advance(frames_task)
-                if strip is not None and number in shown:
-                    stills.append(frame)
+        end = None if end_image is None else load_image(end_image, opened.size)
+        film = Film(load_image(image, opened.size), schedule, motion, painting, end, loop)
+        last = film.course.last
+        if restart:
+            remove_keyframes(folder)
+        kept = open_keyframes(folder, opened, film)
+        reused = max(kept.count(last) - 1, 0)
+        stills = _write_video(opened, film, kept, reused, zoom_in, out)
+    if keyframes is None:
+        kept.remove()
     if strip is not None:
         save_png(film_strip(stills), strip)
+    painted = last - reused
     result = {
         "out": str(out),
         "frames": motion.frame_count,
-        "keyframes_painted": motion.painted_count,
+        "keyframes_painted": painted,
+        "keyframes_reused": reused,
+        "keyframes": None if keyframes is None else str(keyframes),
         "duration_seconds": motion.frame_count / fps,
         "elapsed_seconds": round(time.perf_counter() - started, 2),
         "peak_rss_bytes": (peak_bytes := peak_rss_bytes()),
@@ -226,10 +241,58 @@ def zoom(
         as_json,
         result,
         lambda: out_console.print(
-            f"{out}: {motion.frame_count} frames, {motion.painted_count} of them painted, "
-            f"in {result['elapsed_seconds']} s"
+            f"{out}: {motion.frame_count} frames, {painted} of them painted, in {result['elapsed_seconds']} s"
         ),
     )
+
+
+def _prompts(prompt: str | None, file: Path | None) -> Prompts:
+    from .runtime import Prompts, read_prompts
+
+    if file is not None:
+        return read_prompts(file, prompt)
+    if prompt is None:
+        raise UserError("nothing says what to paint", hint="give --prompt TEXT or --prompts FILE")
+    return Prompts.always(prompt)
+
+
+def _write_video(
+    opened: Zoom, film: Film, kept: KeyframeFolder, reused: int, zoom_in: bool, out: Path
+) -> list[NDArray[np.uint8]]:
+    """Paint what is not there yet, write the video, and give six frames of it."""
+    from .runtime import VideoWriter, film_frames
+
+    count = film.motion.frame_count
+    shown = {round(i * (count - 1) / 5) for i in range(6)}
+    stills = []
+    scheduled = film.painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
+    calls = len(film.painting.schedule(len(scheduled)).calls)
+    try:
+        with VideoWriter(out, *opened.size, film.motion.fps) as video, _progress() as progress:
+            if reused:
+                there = f"{reused} of {film.course.last} keyframes are there from an earlier run, in '{kept.path}'"
+                progress.console.print(printable(there), highlight=False)
+            frames_task = progress.add_task("frames", total=count)
+            paint_task = progress.add_task("painting steps", total=film.course.last * calls, completed=reused * calls)
+
+            def on_step() -> None:
+                progress.advance(paint_task)
+
+            for number, frame in enumerate(film_frames(opened, film, kept, zoom_in, on_step)):
+                video.write(frame)
+                progress.advance(frames_task)
+                if number in shown:
+                    stills.append(frame)
+    except BaseException as error:
+        done = max(kept.count(film.course.last) - 1, 0)
+        if not done:
+            raise
+        there = f"{done} of {film.course.last} keyframes are kept in '{kept.path}'"
+        if isinstance(error, KeyboardInterrupt):
+            raise OutzoomError(f"interrupted; {there}", hint="the same command goes on from there") from None
+        err_console.print(printable(f"{there}: the same command goes on from there"), highlight=False)
+        raise
+    return stills
 
 
 @app.command()

@@ -1,10 +1,14 @@
 """What runs on the device: bundles, engines, schedulers, the inpainting pipeline and the zoom loop. No torch."""
 
 from .bundle import Bundle, open_manifest
+from .course import Course
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
+from .film import Film, film_frames, open_keyframes
 from .images import film_strip, load_image, save_png
 from .inpainting import Inpainting, Painting, PromptTruncatedWarning
+from .keyframes import KeyframeFolder, remove_keyframes
 from .presets import PRESETS, preset
+from .prompts import PicturesIgnoredWarning, Prompts, read_prompts
 from .video import VideoWriter
 from .zoom import Motion, Zoom, open_bundle
 
@@ -12,19 +16,28 @@ __all__ = [
     "PRESETS",
     "Bundle",
     "BundleError",
+    "Course",
+    "Film",
     "Inpainting",
+    "KeyframeFolder",
     "MissingPackageError",
     "Motion",
     "OutzoomError",
     "Painting",
+    "PicturesIgnoredWarning",
     "PromptTruncatedWarning",
+    "Prompts",
     "UserError",
     "VideoWriter",
     "Zoom",
+    "film_frames",
     "film_strip",
     "load_image",
     "open_bundle",
+    "open_keyframes",
     "open_manifest",
     "preset",
+    "read_prompts",
+    "remove_keyframes",
     "save_png",
 ]

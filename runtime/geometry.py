@@ -89,6 +89,23 @@ def paste_centered(
     return np.array(result)
 
 
+def framed(
+    picture: NDArray[np.uint8], around: NDArray[np.uint8], scale: float, feather_px: float = 0.0
+) -> NDArray[np.uint8]:
+    """The centred fraction `scale` of `picture`, where it is, with the rest of `around` about it.
+
+    The alpha of `picture` rises linearly from 0 at the edge of that fraction to 1 at `feather_px` inside it.
+    """
+    from PIL import Image
+
+    height, width = around.shape[:2]
+    (left, right), (top, bottom) = _span(width, scale), _span(height, scale)
+    alpha = np.minimum.outer(_alpha(height, scale, feather_px, 1), _alpha(width, scale, feather_px, 1))
+    result = Image.fromarray(around)
+    result.paste(Image.fromarray(picture[top:bottom, left:right]), (left, top), Image.fromarray(alpha))
+    return np.array(result)
+
+
 def in_between(
     inner: NDArray[np.uint8],
     outer: NDArray[np.uint8],

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import geometry
 from .bundle import Bundle, open_manifest
+from .course import Course, render
 from .errors import UserError
 from .inpainting import Inpainting, OpenEngine, Painting, Picture
 from .shapes import Size
@@ -86,20 +87,36 @@ class Zoom:
 
         `image` is uint8 (height, width, 3) of the bundle's size. The known centre is pasted, never repainted.
         """
+        painting = painting or Painting()
+        self.check_picture(image)
+        index = 0
+        while True:
+            yield image
+            index += 1
+            image = self.keyframe_around(image, index, prompt, scale, painting, on_step)
+
+    def keyframe_around(
+        self,
+        image: Picture,
+        index: int,
+        prompt: str,
+        scale: float,
+        painting: Painting,
+        on_step: Callable[[], None] | None = None,
+    ) -> Picture:
+        """The keyframe number `index`, that shows the one before it, `image`, shrunk by `scale` in its centre."""
+        shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
+        mask = geometry.outside_mask(self.size, scale)
+        painted = self.inpainting.paint(shrunk, mask, prompt, painting, index, on_step=on_step)
+        return geometry.paste_centered(painted, image, scale, self.feather_px)
+
+    def check_picture(self, image: Picture) -> None:
+        """Raises UserError for a picture that is not of the bundle's size."""
         if image.shape != (self.size[1], self.size[0], 3):
             raise UserError(
                 f"the picture has the shape {image.shape}, the bundle paints {self.size[0]}x{self.size[1]}",
                 hint="outzoom.runtime.load_image(file, size=zoom.size) cuts and scales a picture",
             )
-        painting = painting or Painting()
-        mask = geometry.outside_mask(self.size, scale)
-        index = 0
-        while True:
-            yield image
-            index += 1
-            shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
-            painted = self.inpainting.paint(shrunk, mask, prompt, painting, index, on_step=on_step)
-            image = geometry.paste_centered(painted, image, scale, self.feather_px)
 
     def frames(
         self,
@@ -114,17 +131,8 @@ class Zoom:
         A keyframe is painted when the first frame that shows it is asked for, and two are held at a time.
         """
         motion = motion or Motion()
-        scale = motion.scale
-        keyframes = self.keyframes(image, prompt, scale, painting, on_step)
-        inner = outer = next(keyframes)
-        for i in range(motion.frame_count):
-            keyframe, between = divmod(i, motion.keyframe_every)
-            if between == 0 and keyframe > 0:
-                # with every frame a keyframe there was no frame between to ask for this one
-                inner = outer = next(keyframes) if motion.keyframe_every == 1 else outer
-            elif between == 1:
-                outer = next(keyframes)
-            yield geometry.in_between(inner, outer, scale, between / motion.keyframe_every, self.feather_px)
+        keyframes = self.keyframes(image, prompt, motion.scale, painting, on_step)
+        return render(Course.of(motion), lambda _: next(keyframes), self.feather_px)
 
     def close(self) -> None:
         """Unload the engines."""

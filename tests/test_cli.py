@@ -168,9 +168,12 @@ def test_a_zoom_writes_the_video_and_says_so(run, run_json, zoom, tmp_path):
     assert len(frames_of(tmp_path / "zoom.mp4")) == 6
     code, result, err = run_json(*zoom(out="again.mkv"))
     assert code == 0
-    elapsed = result.pop("elapsed_seconds")
-    assert 0 < elapsed < 60
-    assert result == {"out": "again.mkv", "frames": 6, "keyframes_painted": 1, "duration_seconds": 0.2}
+    assert 0 < result.pop("elapsed_seconds") < 60
+    assert result.pop("peak_rss_bytes") > 2**20
+    assert result == {
+        "out": "again.mkv", "frames": 6, "keyframes_painted": 1, "keyframes_reused": 0, "keyframes": None,
+        "duration_seconds": 0.2,
+    }  # fmt: skip
     assert names(tmp_path) == ["again.mkv", "picture.png", "zoom.mp4"]
 
 
@@ -186,6 +189,52 @@ def test_a_strip_that_would_replace_something_else_is_refused_before_the_work(fa
     assert "strip" in fails(2, *zoom(strip=strip))
     assert names(tmp_path) == ["picture.png"]
     assert image.read_bytes() == before
+
+
+def test_keyframes_are_kept_where_they_are_asked_for_and_shown_the_other_way_round(run_json, zoom, tmp_path):
+    code, result, _ = run_json(*zoom(keyframes="kept"))
+    assert (code, result["keyframes_painted"], result["keyframes_reused"]) == (0, 1, 0)
+    assert result["keyframes"] == "kept"
+    assert names(tmp_path / "kept") == ["00000.png", "00001.png", "keyframes.json"]
+    code, result, err = run_json(*zoom(keyframes="kept", out="in.mp4"), "--zoom-in")
+    assert (code, result["keyframes_painted"], result["keyframes_reused"]) == (0, 0, 1)
+    assert "1 of 1 keyframes are there from an earlier run, in 'kept'" in err
+    outwards, inwards = (np.array(frames_of(tmp_path / name)) for name in ("zoom.mp4", "in.mp4"))
+    assert np.abs(outwards[::-1].astype(int) - inwards).mean() < 4  # the codec's
+
+
+def test_keyframes_of_another_zoom_are_refused_and_restart_paints_anew(fails, run_json, zoom):
+    assert run_json(*zoom(keyframes="kept"))[0] == 0
+    text = fails(2, *zoom(keyframes="kept", seed=1))
+    assert "seed 0 there, 1 here" in text and "--restart" in text
+    code, result, _ = run_json(*zoom(keyframes="kept", seed=1), "--restart")
+    assert (code, result["keyframes_painted"]) == (0, 1)
+
+
+def test_prompts_come_from_a_file_and_so_does_what_not_to_paint(run_json, zoom, tmp_path):
+    (tmp_path / "prompts.txt").write_text("negative: people\n0 a reef\n5 a sea\n")
+    for options, negative in (({}, "people"), ({"negative_prompt": ""}, "")):
+        assert run_json(*zoom(prompt=None, prompts="prompts.txt", keyframes=f"kept{negative}", **options))[0] == 0
+        settings = json.loads((tmp_path / f"kept{negative}" / "keyframes.json").read_text())["settings"]
+        assert settings["negative_prompt"] == negative
+
+
+def test_a_mistake_in_the_prompts_names_the_line(fails, zoom, tmp_path):
+    (tmp_path / "prompts.txt").write_text("0 a reef\nfive a sea\n")
+    assert "prompts.txt, line 2" in fails(2, *zoom(prompts="prompts.txt"))
+    assert "--prompt TEXT or --prompts FILE" in fails(2, *zoom(prompt=None))
+    assert names(tmp_path) == ["picture.png", "prompts.txt"]
+
+
+def test_a_loop_and_an_end_picture_leave_the_video_alone(run_json, fails, zoom, tmp_path):
+    options = {"zoom_rate": 64, "keyframe_every": 3}
+    code, result, _ = run_json(*zoom(**options), "--loop")
+    assert (code, result["frames"], result["keyframes_painted"]) == (0, 6, 2)
+    code, result, _ = run_json(*zoom(out="end.mp4", end_image="picture.png", **options))
+    assert (code, result["frames"], result["keyframes_painted"]) == (0, 6, 1)
+    assert names(tmp_path) == ["end.mp4", "picture.png", "zoom.mp4"]
+    assert "ends in the picture it began with" in fails(2, *zoom(end_image="picture.png"), "--loop")
+    assert "has to widen 2 times" in fails(2, *zoom(), "--loop")
 
 
 def pictures(folder):
@@ -430,12 +479,13 @@ def start(tmp_path):
 
     def start(*arguments, blocked=(), **environment):
         (tmp_path / "blocked").mkdir(exist_ok=True)
+        paths = os.pathsep.join([str(tmp_path / "blocked"), *filter(None, [os.environ.get("PYTHONPATH")])])
         for name in blocked:
             (tmp_path / "blocked" / f"{name}.py").write_text(f"raise ImportError('blocked', name='{name}')")
         return subprocess.Popen(
             [sys.executable, "-m", "outzoom", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path / "blocked"), **environment},
+            env={**os.environ, "PYTHONPATH": paths, **environment},
         )  # fmt: skip
 
     return start
@@ -499,18 +549,40 @@ def test_a_terminal_without_unicode_gets_its_tables(finish, bundle):
 
 
 @posix_only
-def test_ctrl_c_in_the_middle_of_a_zoom_leaves_nothing(start, zoom, tmp_path):
-    arguments = [*zoom(strip="strip.png"), "--json", "--seconds", "3600"]
-    child = start(*arguments)
+def test_ctrl_c_in_the_middle_of_a_zoom_keeps_what_is_painted_and_no_half_made_file(start, run_json, zoom, tmp_path):
+    arguments = [*zoom(strip="strip.png"), "--seconds", "3"]
+    child = start(*arguments, "--zoom-in", "--json", "--steps", "200")
     deadline = time.monotonic() + 60
-    while not any(file.stat().st_size for file in tmp_path.glob(".partial-*")):
+    while not (tmp_path / "zoom.mp4.keyframes" / "00001.png").exists():
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 1, err
-    assert "interrupted" in json.loads(out)["error"]["message"]
+    error = json.loads(out)["error"]
+    assert "interrupted" in error["message"] and "of 3 keyframes are kept in 'zoom.mp4.keyframes'" in error["message"]
+    assert "the same command goes on" in error["hint"]
     assert "Traceback" not in err
+    assert names(tmp_path) == ["blocked", "picture.png", "zoom.mp4.keyframes"]
+    code, result, _ = run_json(*arguments, "--zoom-in", "--steps", "200")
+    assert code == 0
+    assert result["keyframes_reused"] >= 1
+    assert result["keyframes_reused"] + result["keyframes_painted"] == 3
+    assert names(tmp_path) == ["blocked", "picture.png", "strip.png", "zoom.mp4"]
+
+
+@posix_only
+def test_ctrl_c_before_anything_is_painted_leaves_nothing(start, zoom, tmp_path):
+    child = start(*zoom(), "--json", "--steps", "1000")
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob(".partial-*")):
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.02)
+    time.sleep(0.2)  # into the thousand steps of the first keyframe
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 1, err
+    assert "interrupted" in json.loads(out)["error"]["message"]
     assert names(tmp_path) == ["blocked", "picture.png"]
 
 
