@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from .runtime.shapes import Size, parse_size
 
 if TYPE_CHECKING:
     from .export import Estimate
+    from .runtime import Painting, Surround, Zoom
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -126,15 +127,28 @@ def export_all(
 @app.command()
 def zoom(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture to zoom out of")] = None,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="or the video: a border around it")] = None,
     strip: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a strip of frames, a PNG")] = None,
     negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="what not to paint")] = "",
-    seconds: Annotated[float, typer.Option(metavar="S", help="length of the video")] = 4.0,
-    fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
-    zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
-    keyframe_every: Annotated[int, typer.Option(metavar="N", help="paint 1 frame in N")] = 30,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="length of the video; default: 4, or all of --video")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(metavar="F", help="frames per second; default: 30, or those of --video")
+    ] = None,
+    zoom_rate: Annotated[
+        float | None, typer.Option(metavar="R", help="--image: how much the view widens per second; default: 2")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(metavar="C", help="--video: its size in the picture around it; default: 0.75")
+    ] = None,
+    keyframe_every: Annotated[
+        int | None, typer.Option(metavar="N", help="paint 1 frame in N; default: 30, or 5 of --video")
+    ] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="--video: take its sound along")] = True,
     steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per painted frame")] = 20,
     scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="default: the checkpoint's own")] = None,
     guidance: Annotated[float, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = 7.5,
@@ -142,20 +156,37 @@ def zoom(
     size: Annotated[str, typer.Option(metavar="WxH", help="one of the bundle's sizes; default: its first")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
+    """Zoom out of a picture, or of a video: paint around it, 1 frame in N, and write the video."""
     from .runtime import Motion, Painting, VideoWriter, Zoom, film_strip, load_image, save_png
 
-    if strip is not None:
-        _check_strip(strip, image)
-    motion = Motion(seconds, fps, zoom_rate, keyframe_every)
     painting = Painting(steps, scheduler, guidance, negative_prompt, seed)
+    source = _only_source(image, video, zoom_rate, scale)
+    if strip is not None:
+        _check_strip(strip, source)
     started = time.perf_counter()
+    if image is None:
+        from .runtime import Surround
+
+        surround = Surround(0.75 if scale is None else scale, 5 if keyframe_every is None else keyframe_every)
+        _check_video_out(out, source)
+        with Zoom(_checked(bundle), _parse_size(size) if size else None) as opened:
+            result = _zoom_video(opened, source, prompt, out, surround, painting, seconds, fps, audio, strip)
+        result["elapsed_seconds"] = round(time.perf_counter() - started, 2)
+        _show(as_json, result, lambda: _print_zoom(result))
+        return
+    fps = 30.0 if fps is None else fps
+    motion = Motion(
+        4.0 if seconds is None else seconds,
+        fps,
+        2.0 if zoom_rate is None else zoom_rate,
+        30 if keyframe_every is None else keyframe_every,
+    )
     stills = []
     with Zoom(_checked(bundle), _parse_size(size) if size else None) as opened:
         calls = len(painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps)
         picture = load_image(image, opened.size)
         shown = {round(i * (motion.frame_count - 1) / 5) for i in range(6)}
-        with VideoWriter(out, *opened.size, fps) as video, _progress() as progress:
+        with VideoWriter(out, *opened.size, fps) as writer, _progress() as progress:
             frames_task = progress.add_task("frames", total=motion.frame_count)
             paint_task = progress.add_task("painting steps", total=motion.painted_count * calls)
 
@@ -163,7 +194,7 @@ def zoom(
                 progress.advance(paint_task)
 
             for number, frame in enumerate(opened.frames(picture, prompt, motion, painting, on_step)):
-                video.write(frame)
+                writer.write(frame)
                 progress.advance(frames_task)
                 if strip is not None and number in shown:
                     stills.append(frame)
@@ -176,14 +207,68 @@ def zoom(
         "duration_seconds": motion.frame_count / fps,
         "elapsed_seconds": round(time.perf_counter() - started, 2),
     }
-    _show(
-        as_json,
-        result,
-        lambda: out_console.print(
-            f"{out}: {motion.frame_count} frames, {motion.painted_count} of them painted, "
-            f"in {result['elapsed_seconds']} s"
-        ),
-    )
+    _show(as_json, result, lambda: _print_zoom(result))
+
+
+def _only_source(image: Path | None, video: Path | None, zoom_rate: float | None, scale: float | None) -> Path:
+    """The picture or the video, whichever is given; raises UserError for none or both, or options of the other."""
+    if image is not None and video is not None:
+        raise UserError("--image and --video do not go together", hint="give the one to zoom out of")
+    source = image or video
+    if source is None:
+        raise UserError("there is nothing to zoom out of", hint="give --image FILE, or --video FILE")
+    if video is not None and zoom_rate is not None:
+        raise UserError("--zoom-rate is for --image", hint="--scale says how far a video is zoomed out")
+    if image is not None and scale is not None:
+        raise UserError("--scale is for --video", hint="--zoom-rate says how fast a picture is zoomed out")
+    return source
+
+
+def _zoom_video(
+    zoom: Zoom,
+    source: Path,
+    prompt: str,
+    out: Path,
+    surround: Surround,
+    painting: Painting,
+    seconds: float | None,
+    fps: float | None,
+    with_audio: bool,
+    strip: Path | None,
+) -> dict[str, Any]:
+    """Write the zoom-out of a video, and a strip of it; the result, JSON-able."""
+    from .runtime import AudioTrack, VideoReader, VideoWriter, VideoZoom, film_strip, save_png
+
+    calls = len(painting.make_scheduler(zoom.bundle.manifest.scheduler).timesteps)
+    around, stills = VideoZoom(zoom.inpainting, surround), []
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source, around.live_size, fps, seconds))
+        sound = stack.enter_context(AudioTrack(source)) if with_audio else None
+        count = reader.expected_count
+        shown = {round(i * ((count or 1) - 1) / 5) for i in range(6)}
+        writer = stack.enter_context(VideoWriter(out, *zoom.size, reader.fps, sound, lambda: reader.start_seconds))
+        progress = stack.enter_context(_progress())
+        frames_task = progress.add_task("frames", total=count)
+        keyframes = None if count is None else -(-count // surround.keyframe_every)
+        paint_task = progress.add_task("painting steps", total=keyframes and keyframes * calls)
+        for number, frame in enumerate(around.frames(reader, prompt, painting, lambda: progress.advance(paint_task))):
+            writer.write(frame)
+            progress.advance(frames_task)
+            if strip is not None and number in shown:
+                stills.append(frame)
+    if strip is not None:
+        save_png(film_strip(stills), strip)
+    return {
+        "out": str(out),
+        "frames": writer.count,
+        "keyframes_painted": around.painted_count,
+        "duration_seconds": writer.duration_seconds,
+        "scene_changes": around.cut_count,
+        "scale": [round(live / side, 4) for live, side in zip(around.live_size, zoom.size, strict=True)],
+        "fps": float(reader.fps),
+        "broken_frames": reader.broken_count,
+        "audio": "left out" if sound is None else sound.how,
+    }
 
 
 @app.command()
@@ -240,12 +325,17 @@ def doctor(as_json: JsonOption = False) -> None:
     _show(as_json, report, lambda: _print_doctor(report))
 
 
-def _check_strip(strip: Path, image: Path) -> None:
+def _check_strip(strip: Path, source: Path) -> None:
     """Refuse now what would cost the video or the picture once the frames are painted."""
     if strip.suffix.lower() != ".png":
         raise UserError(f"the strip is a PNG file, got '{strip}'", hint=f"try --strip {strip}.png")
-    if strip.resolve() == image.resolve():
-        raise UserError(f"--strip would replace the picture '{image}'", hint="name another file")
+    if strip.resolve() == source.resolve():
+        raise UserError(f"--strip would replace '{source}'", hint="name another file")
+
+
+def _check_video_out(out: Path, source: Path) -> None:
+    if out.resolve() == source.resolve():
+        raise UserError(f"--out would replace the video '{source}' itself", hint="name another file")
 
 
 def _checked(path: Path) -> Bundle:
@@ -365,6 +455,13 @@ def _print_doctor(report: dict[str, Any]) -> None:
     out_console.print(
         f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no features known'}; "
         f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free"
+    )
+
+
+def _print_zoom(result: dict[str, Any]) -> None:
+    out_console.print(
+        f"{result['out']}: {result['frames']} frames, {result['keyframes_painted']} of them painted, "
+        f"in {result['elapsed_seconds']} s"
     )
 
 

@@ -26,6 +26,7 @@ FORMATS = (
     "mxf", "ivf", "yuv4mpegpipe", "h264", "hevc", "obu", "av1",
 )  # fmt: skip
 MAX_HOLD_SECONDS = 600  # a longer gap between two frames is taken for a wrong timestamp, and left out
+MAX_DURATION_SECONDS = 1e7  # more is no duration
 MAX_BROKEN_IN_A_ROW = 10_000  # packets that give no frame, after which the rest of the file is given up
 HD_ROWS = 720  # from here on, colours that say nothing of themselves are BT.709, below BT.601, as players have it
 _MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
@@ -40,11 +41,11 @@ class VideoReader:
     """The frames of a video file at a constant rate, uint8 RGB (height, width, 3); a context manager.
 
     `size`, (width, height), is what each frame is cut (centred) and scaled to fill; None keeps the video's own.
-    `fps` is the rate of what comes out, by default the file's own. Timestamps are kept as nearly as that allows:
-    a frame is shown from the output frame nearest to its time until the next one's, so that a variable frame
-    rate becomes a constant one, longer frames are repeated, and shorter ones left out. Time begins with the first
-    frame that can be decoded, at `start_seconds` of the file. The display matrix (phones) and the pixels' aspect
-    ratio are applied; HDR is taken as it is. Memory does not grow with the length.
+    `fps` is the rate of what comes out, by default the file's own; it ends after `seconds`. Timestamps are kept as
+    nearly as that allows: a frame is shown from the output frame nearest to its time until the next one's, so that a
+    variable frame rate becomes a constant one, longer frames are repeated, and shorter ones left out. Time begins with
+    the first frame that can be decoded, at `start_seconds` of the file. The display matrix (phones) and the pixels'
+    aspect ratio are applied; HDR is taken as it is. Memory does not grow with the length.
 
     Frames that are broken are counted in `broken_count`, and the one before is shown for longer; a
     DamagedVideoWarning at the end says how many there were.
@@ -53,9 +54,13 @@ class VideoReader:
     MAX_MEGAPIXELS (which the decoder checks before it takes memory); MissingPackageError without PyAV.
     """
 
-    def __init__(self, path: str | Path, size: Size | None = None, fps: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, size: Size | None = None, fps: float | None = None, seconds: float | None = None
+    ) -> None:
         if size is not None and min(size) < 1:
             raise ValueError(f"size must be at least 1x1, got {size}")
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UserError(f"--seconds must be above 0, got {seconds}", hint="leave it out for all of the video")
         self.path = Path(path)
         self._container = open_container(self.path)
         try:
@@ -65,6 +70,7 @@ class VideoReader:
             self._container.close()
             raise
         self._size = size
+        self._limit = math.inf if seconds is None else max(1, round(seconds * self.fps))
         self._reformatter = _reformatter()
         self._orientation: tuple[bool, bool, bool] | None = None
         self.start_seconds = 0.0
@@ -81,21 +87,24 @@ class VideoReader:
             seconds = container.duration / 1e6
         else:
             return None
-        return max(1, round(seconds * self.fps)) if 0 < seconds < MAX_HOLD_SECONDS * 1e5 else None
+        count = max(1, round(seconds * self.fps)) if 0 < seconds < MAX_DURATION_SECONDS else None
+        return None if count is None else int(min(count, self._limit))
 
     def __iter__(self) -> Iterator[Picture]:
         """All frames; may be called once."""
         index, until, held, picture = 0, 0, None, None
         for frame, begin, end in self._in_time():
-            while held is not None and index < begin:
+            while held is not None and index < min(begin, self._limit):
                 picture = self._picture(held) if picture is None else picture
                 yield picture
                 index += 1
+            if index >= self._limit:
+                break
             until, held, picture = end, frame, None
         if held is None:
             raise UserError(f"the video {self.path} holds no frame that can be decoded", hint="export it again")
-        picture = self._picture(held)
-        while index < until:
+        while index < min(until, self._limit):
+            picture = self._picture(held) if picture is None else picture
             yield picture
             index += 1
         self._warn()
