@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from .errors import UserError
 from .geometry import MAX_SCALE, MIN_SCALE
 from .shapes import Size
 from .video_reader import Picture
+
+if TYPE_CHECKING:
+    from .memory import Known
 
 STILL_PX = 0.05  # a canvas that would move by less is left where it is, and stays sharp
 CELL_PX = 8  # colours are matched on means over squares of that
@@ -113,16 +117,24 @@ class BorderRenderer:
         self._reach = np.clip(np.minimum.outer(down, across), 0, 1).astype(np.float32)
         self._ring = _ring(layout)
 
-    def canvas(self, painted: Picture, live: Picture) -> Picture:
-        """What was painted, its colours matched to the live frame, with that in its centre."""
-        return self._finished(painted.copy(), live)
+    def canvas(self, painted: Picture, live: Picture, known: Known | None = None) -> Picture:
+        """What was painted, its colours matched to the live frame, with that, and what else is known, over it."""
+        canvas = self._coloured(painted.copy(), live)
+        if known is not None:
+            alpha = known.alpha[..., None].copy()
+            alpha[self.layout.centre] = 0  # there the live frame fades into what is painted
+            canvas = np.rint(known.canvas * alpha + canvas * (1 - alpha)).astype(np.uint8)
+        canvas[self.layout.centre] = self._faded(canvas[self.layout.centre], live)
+        return canvas
 
     def frame(self, live: Picture, sources: Sequence[Painted]) -> Picture:
         """The live frame with the border of the canvases around it, each moved to the present."""
         border = np.empty((self.layout.size[1], self.layout.size[0], 3), np.uint8)
         for strip in self.layout.strips:
             border[strip] = self._strip(strip, sources)
-        return self._finished(border, live)
+        border = self._coloured(border, live)
+        border[self.layout.centre] = self._faded(border[self.layout.centre], live)
+        return border
 
     def _strip(self, strip: tuple[slice, slice], sources: Sequence[Painted]) -> Picture:
         moved = [self._moved(source, strip) for source in sources if source.weight > 0]
@@ -146,14 +158,13 @@ class BorderRenderer:
         reach = cv2.warpAffine(self._reach, matrix, size, flags=how | cv2.INTER_LINEAR, borderValue=0)
         return pixels, (reach + np.float32(NO_REACH)) * np.float32(source.weight)
 
-    def _finished(self, border: Picture, live: Picture) -> Picture:
-        """`border`, which is changed, with the colours that fit `live`, and `live` in its centre."""
+    def _coloured(self, border: Picture, live: Picture) -> Picture:
+        """`border`, which is changed, with the colours that fit `live`."""
         layout, cv2 = self.layout, self._cv2
         field = self._colour_field(border[layout.centre], live)
         field = cv2.resize(field, layout.size, interpolation=cv2.INTER_LINEAR)
         for strip in layout.strips:
             border[strip] = cv2.add(border[strip], field[strip], dtype=cv2.CV_8U)
-        border[layout.centre] = self._faded(border[layout.centre], live)
         return border
 
     def _faded(self, below: Picture, live: Picture) -> Picture:

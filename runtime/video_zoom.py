@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .border import BorderRenderer, Painted, layout_for
 from .camera import Camera, CameraMotion
 from .errors import UserError
-from .inpainting import Inpainting, Painting, Picture
+from .inpainting import Painting, Picture
+from .memory import Known, Memory
 from .shapes import Size
 
 MAX_KEYFRAME_EVERY = 100_000
@@ -37,17 +40,36 @@ class Surround:
             )
 
 
+class Painter(Protocol):
+    """What paints: `Inpainting`."""
+
+    size: Size
+
+    def paint(
+        self,
+        picture: Picture,
+        mask: NDArray[np.bool_],
+        prompt: str,
+        painting: Painting,
+        *,
+        on_step: Callable[[], None] | None,
+    ) -> Picture:
+        """The picture (height, width, 3), painted where the mask is True."""
+        ...
+
+
 class VideoZoom:
     """Zooms out of the frames of a video with an inpainting pipeline, which stays the caller's to close.
 
-    A border that has been painted is moved as the camera moves. Every keyframe starts from the same noise, so that
-    borders around pictures that are alike are alike. Where the scene changes a keyframe is painted out of turn, and
-    the border of the scene before is not used. `painted_count` and `cut_count` say how many there were so far.
+    A border that has been painted is moved as the camera moves, and what the video itself showed there before is not
+    painted again (see `Memory`). Every keyframe starts from the same noise, so that borders around pictures that are
+    alike are alike. Where the scene changes a keyframe is painted out of turn, and nothing of the scene before is used.
+    `painted_count` and `cut_count` say how many there were so far.
 
     Raises UserError for a scale that the bundle's size has no room for, MissingPackageError without OpenCV.
     """
 
-    def __init__(self, inpainting: Inpainting, surround: Surround | None = None) -> None:
+    def __init__(self, inpainting: Painter, surround: Surround | None = None) -> None:
         self.inpainting, self.surround = inpainting, surround or Surround()
         self.layout = layout_for(inpainting.size, self.surround.scale)
         self._renderer = BorderRenderer(self.layout)
@@ -72,18 +94,23 @@ class VideoZoom:
         """Each live frame, uint8 RGB (height, width, 3) of `live_size`, in the centre of one of the bundle's size."""
         painting = painting or Painting()
         between = _LookAhead(self._renderer) if self._looks_ahead else _Live(self._renderer, self._fade_frames)
-        camera, since = Camera(), 0
+        camera, memory, since = Camera(), Memory(self.layout), 0
         for live in lives:
             self._check(live)
             step = camera.step(live)
+            memory.move(step.motion)
             since += 1
             if between.has_canvas and not step.is_cut and since < self.surround.keyframe_every:
                 yield from between.frame(live, step.motion)
                 continue
             camera.anchor()
-            self.cut_count += step.is_cut
+            if step.is_cut:
+                self.cut_count += 1
+                memory.forget()
             since = 0
-            canvas = self._paint(live, prompt, painting, on_step)
+            known = memory.known(live)
+            canvas = self._paint(live, known, prompt, painting, on_step)
+            memory.remember(canvas, known)
             yield from between.keyframe(live, canvas, None if step.is_cut else step.motion)
         yield from between.rest()
 
@@ -91,14 +118,15 @@ class VideoZoom:
     def _fade_frames(self) -> int:
         return min(FADE_FRAMES, self.surround.keyframe_every - 1)
 
-    def _paint(self, live: Picture, prompt: str, painting: Painting, on_step: Callable[[], None] | None) -> Picture:
-        """A canvas around the live frame."""
-        width, height = self.layout.size
-        known, mask = np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.bool_)
-        known[self.layout.centre], mask[self.layout.centre] = live, False
-        painted = self.inpainting.paint(known, mask, prompt, painting, on_step=on_step)
-        self.painted_count += 1
-        return self._renderer.canvas(painted, live)
+    def _paint(
+        self, live: Picture, known: Known, prompt: str, painting: Painting, on_step: Callable[[], None] | None
+    ) -> Picture:
+        """A canvas around the live frame: what is known of it, and the rest painted."""
+        painted = known.canvas
+        if known.mask.any():
+            painted = self.inpainting.paint(known.canvas, known.mask, prompt, painting, on_step=on_step)
+            self.painted_count += 1
+        return self._renderer.canvas(painted, live, known)
 
     def _check(self, live: Picture) -> None:
         width, height = self.live_size
