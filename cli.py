@@ -282,11 +282,18 @@ def bench(
     guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = None,
     runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="same seed, same pictures")] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also surround its centre, compare; write video.json")
+    ] = None,
+    drift: Annotated[
+        int | None, typer.Option(metavar="N", help="also zoom out over N keyframes, 20 or more; write drift.json")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
     try:
         from .benchmarks import BenchSettings, results_as_dict, run_bench
+        from .benchmarks.bench import bench_more, check_more
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
@@ -295,6 +302,7 @@ def bench(
         "seed": seed,
     }  # fmt: skip
     settings = replace(BenchSettings(), **{name: value for name, value in given.items() if value is not None})
+    check_more(video, drift)
     with _progress() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))
 
@@ -302,11 +310,14 @@ def bench(
             progress.update(task, description=text, advance=1)
 
         results = run_bench(bundles, out, settings, on_progress)
+        progress.update(task, total=None)
+        more = bench_more(bundles, out, settings, video, drift, on_progress)
 
     def print_paths() -> None:
-        out_console.print(f"{out / 'report.html'}, {out / 'results.json'}", markup=False)
+        written = ["report.html", "results.json", *(f"{name}.json" for name in more)]
+        out_console.print(", ".join(str(out / name) for name in written), markup=False)
 
-    _show(as_json, results_as_dict(results), print_paths)
+    _show(as_json, {**results_as_dict(results), **more}, print_paths)
 
 
 @app.command()

@@ -137,26 +137,39 @@ class BorderRenderer:
         return border
 
     def _strip(self, strip: tuple[slice, slice], sources: Sequence[Painted]) -> Picture:
-        moved = [self._moved(source, strip) for source in sources if source.weight > 0]
+        shown = [source for source in sources if source.weight > 0]
+        moved = [self._moved(source, strip) for source in shown]
         if len(moved) == 1:
-            return moved[0][0]
-        (one, one_reach), (other, other_reach) = moved
-        return np.asarray(self._cv2.blendLinear(one, other, one_reach, other_reach))
+            return moved[0]
+        return np.asarray(self._cv2.blendLinear(*moved, *(self._counts(source, strip) for source in shown)))
 
-    def _moved(self, source: Painted, strip: tuple[slice, slice]) -> tuple[Picture, NDArray[np.float32]]:
-        """A strip of a moved canvas, and how much each pixel of it counts."""
-        cv2, (width, height) = self._cv2, self.layout.size
-        rows, columns = strip
-        if source.motion.reach_px(width, height) < STILL_PX:
-            return source.canvas[strip], self._reach[strip] * np.float32(source.weight)
-        matrix = source.motion.inverse().matrix(width, height)
-        matrix[:, 2] += matrix[:, :2] @ [columns.start, rows.start]
-        size, how = (columns.stop - columns.start, rows.stop - rows.start), cv2.WARP_INVERSE_MAP
-        pixels = cv2.warpAffine(
-            source.canvas, matrix, size, flags=how | cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+    def _moved(self, source: Painted, strip: tuple[slice, slice]) -> Picture:
+        """A strip of a moved canvas."""
+        if self._is_still(source):
+            return source.canvas[strip]
+        cv2 = self._cv2
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_CUBIC
+        return np.asarray(
+            cv2.warpAffine(source.canvas, *self._back(source, strip), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         )
-        reach = cv2.warpAffine(self._reach, matrix, size, flags=how | cv2.INTER_LINEAR, borderValue=0)
-        return pixels, (reach + np.float32(NO_REACH)) * np.float32(source.weight)
+
+    def _counts(self, source: Painted, strip: tuple[slice, slice]) -> NDArray[np.float32]:
+        """How much each pixel of a strip of a moved canvas counts."""
+        reach = self._reach[strip]
+        if not self._is_still(source):
+            flags = self._cv2.WARP_INVERSE_MAP | self._cv2.INTER_LINEAR
+            reach = self._cv2.warpAffine(self._reach, *self._back(source, strip), flags=flags) + np.float32(NO_REACH)
+        return reach * np.float32(source.weight)
+
+    def _is_still(self, source: Painted) -> bool:
+        return source.motion.reach_px(*self.layout.size) < STILL_PX
+
+    def _back(self, source: Painted, strip: tuple[slice, slice]) -> tuple[NDArray[np.float64], Size]:
+        """The matrix from a strip's pixels to the canvas's, and the strip's size."""
+        rows, columns = strip
+        matrix = source.motion.inverse().matrix(*self.layout.size)
+        matrix[:, 2] += matrix[:, :2] @ [columns.start, rows.start]
+        return matrix, (columns.stop - columns.start, rows.stop - rows.start)
 
     def _coloured(self, border: Picture, live: Picture) -> Picture:
         """`border`, which is changed, with the colours that fit `live`."""

@@ -62,7 +62,9 @@ class Memory:
     def remember(self, canvas: Picture, known: Known) -> None:
         """Keep a finished canvas, if the camera moved enough since the one that is kept."""
         if self._canvas is None or self._motion.reach_px(*self._layout.size) >= REMEMBER_PX:
-            self._canvas, self._motion = canvas, CameraMotion()
+            # what is known as it was seen, before it faded into what is painted
+            self._canvas = np.where(known.mask[..., None], canvas, known.canvas)
+            self._motion = CameraMotion()
             self._shown = np.where(known.mask, 0, 255).astype(np.uint8)
 
     def _recalled(self, live: Picture) -> tuple[Picture, NDArray[np.uint8]]:
