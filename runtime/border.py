@@ -33,6 +33,7 @@ SPREAD_CELLS = 5.0  # sigma of the Gaussian that carries a difference of colour 
 REACH_FADE_PX = 8.0  # at its rim a moved canvas gives way to the other one over that
 NO_REACH = 1e-3  # what a canvas counts where it does not reach: there it shows its mirror image
 FEATHER_FRACTION = 1 / 48  # of the live frame's shorter side
+TYPICAL_WEIGHT = 1e-3  # of the ring's median, beside what the Gaussian brings
 OUTLIER_LEVELS = 12.0  # a cell that differs by more from the ring's median counts for less
 
 
@@ -197,7 +198,7 @@ class BorderRenderer:
         """What to add to the border, in cells, (height / CELL_PX, width / CELL_PX, 3).
 
         The differences between the live frame and what the border shows in its place, in the ring inside the seam,
-        carried outwards by a normalized convolution: what is far from the seam gets the mean of what is near.
+        carried outwards by a normalized convolution, and far from the seam their median.
         """
         cv2, layout = self._cv2, self.layout
         cells = (layout.live[0] // CELL_PX, layout.live[1] // CELL_PX)
@@ -212,7 +213,8 @@ class BorderRenderer:
             cv2.GaussianBlur(cv2.copyMakeBorder(each, **pads), (0, 0), SPREAD_CELLS, borderType=cv2.BORDER_CONSTANT)
             for each in (difference * weight[..., None], weight)
         ]
-        field: NDArray[np.float32] = spread[0] / (spread[1][..., None] + np.float32(1e-6))
+        few = np.float32(TYPICAL_WEIGHT)
+        field: NDArray[np.float32] = (spread[0] + few * typical) / (spread[1][..., None] + few)
         return field
 
 

@@ -167,6 +167,13 @@ def test_colours_are_matched_at_the_seam():
     np.testing.assert_allclose(canvas, 100, atol=1)
 
 
+def test_far_from_the_seam_colours_are_matched_as_well():
+    """The Gaussian ends 160 pixels out; the corner of a border of 192 is farther."""
+    renderer = BorderRenderer(layout_for((512, 512), 0.25))
+    live = np.full((128, 128, 3), 100, np.uint8)
+    np.testing.assert_allclose(renderer.canvas(np.full((512, 512, 3), 130, np.uint8), live), 100, atol=1)
+
+
 def test_something_bright_at_the_seam_does_not_colour_the_whole_border():
     renderer = BorderRenderer(layout_for(SIZE, 0.75))
     live = np.full((SIDE, SIDE, 3), 100, np.uint8)
