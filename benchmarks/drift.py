@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,10 @@ def measure_drift(
     return DriftResult(prompt, SCALE, WINDOW, given, tuple(painted), drift(painted, WINDOW))
 
 
+def _named(on_progress: Callable[[str], None], name: str, text: str) -> None:
+    on_progress(f"{name}: {text}")
+
+
 def bench_drift(
     bundles: dict[str, Path],
     out: Path,
@@ -62,8 +67,8 @@ def bench_drift(
         with open_bundle(path) as zoom:
             results[name] = measure_drift(
                 zoom, load_image(settings.picture, zoom.size), settings.prompt, settings.painting, keyframes,
-                lambda text, name=name: on_progress(f"{name}: {text}"),
+                partial(_named, on_progress, name),
             )  # fmt: skip
-    with atomic_file(out / "drift.json") as partial:
-        partial.write_bytes(msgspec.json.format(to_json(results), indent=1) + b"\n")
+    with atomic_file(out / "drift.json") as unfinished:
+        unfinished.write_bytes(msgspec.json.format(to_json(results), indent=1) + b"\n")
     return results

@@ -90,7 +90,8 @@ def waves(side: int, x: float) -> Picture:
         127 + 60 * np.sin(columns / p) * np.cos(rows / q) + 50 * np.sin((columns + 2 * rows) / r)
         for p, q, r in ((9, 13, 31), (11, 8, 37), (15, 17, 29))
     ]
-    return np.clip(np.rint(np.stack(levels, -1)), 0, 255).astype(np.uint8)
+    picture: Picture = np.clip(np.rint(np.stack(levels, -1)), 0, 255).astype(np.uint8)
+    return picture
 
 
 def _timed_ms(make: Callable[[], object], runs: int) -> list[float]:

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -171,7 +172,8 @@ def shown(
     if method == "repeated":
         return list(_repeated(painter, layout, lives, clip.prompt, painting, every)), -(-len(lives) // every)
     zoom = VideoZoom(painter, Surround(scale, every, look_ahead=method == "look-ahead"))
-    frames, made = [], zoom.frames(lives, clip.prompt, painting)
+    frames: list[Picture] = []
+    made = zoom.frames(lives, clip.prompt, painting)
     while True:
         painted, start = zoom.painted_count, time.perf_counter()
         frame = next(made, None)
@@ -234,6 +236,10 @@ def _cost(scores: Sequence[Score], every: int, paint_ms: float, between_ms: floa
     return Cost(every, round(fraction, 4), round(frame_ms, 3), round(paint_ms, 3), round(between_ms, 3))
 
 
+def _named(on_progress: Callable[[str], None], name: str, text: str) -> None:
+    on_progress(f"{name}: {text}")
+
+
 def _mean(values: Sequence[float], unit: float = 1.0) -> float:
     return round(float(np.mean(values)) / unit, 4)
 
@@ -264,9 +270,9 @@ def bench_video(
             clip = Clip(printable(video.name), settings.prompt, frames)
             results[name] = measure_video(
                 Painter(zoom.inpainting), [clip], settings.painting,
-                on_progress=lambda text, name=name: on_progress(f"{name}: {text}"),
+                on_progress=partial(_named, on_progress, name),
             )  # fmt: skip
     bench = VideoBench(printable(str(video)), settings, results)
-    with atomic_file(out / "video.json") as partial:
-        partial.write_bytes(msgspec.json.format(to_json(bench), indent=1) + b"\n")
+    with atomic_file(out / "video.json") as unfinished:
+        unfinished.write_bytes(msgspec.json.format(to_json(bench), indent=1) + b"\n")
     return bench

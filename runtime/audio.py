@@ -33,7 +33,7 @@ class AudioTrack:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._container = open_container(self.path)
-        self._stream = next(iter(self._container.streams.audio), None)
+        self._stream: Any = next(iter(self._container.streams.audio), None)
         self._output: Any = None
         self._encoder: Any = None
         self._pending: Iterator[tuple[float, Any]] = iter(())

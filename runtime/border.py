@@ -9,6 +9,7 @@ Pictures are uint8 RGB (height, width, 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,8 @@ class Layout:
             np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) / max(self.feather_px, 0.5)
             for length in self.live
         )
-        return np.clip(np.minimum.outer(down, across), 0, 1).astype(np.float32)[..., None]
+        alpha: NDArray[np.float32] = np.clip(np.minimum.outer(down, across), 0, 1).astype(np.float32)[..., None]
+        return alpha
 
     @cached_property
     def strips(self) -> list[tuple[slice, slice]]:
@@ -80,12 +82,13 @@ class Layout:
         (width, height), inset = self.size, RING_CELLS * CELL_PX
         left, top = (min(side + inset, length // 2) for side, length in zip(self.corner, self.size, strict=True))
         right, bottom = width - left, height - top
-        return [
+        strips = [
             (slice(0, top), slice(0, width)),
             (slice(bottom, height), slice(0, width)),
             (slice(top, bottom), slice(0, left)),
             (slice(top, bottom), slice(right, width)),
         ]
+        return [(rows, columns) for rows, columns in strips if rows.start < rows.stop and columns.start < columns.stop]
 
 
 def layout_for(size: Size, scale: float) -> Layout:
@@ -160,7 +163,7 @@ class BorderRenderer:
         if not self._is_still(source):
             flags = self._cv2.WARP_INVERSE_MAP | self._cv2.INTER_LINEAR
             reach = self._cv2.warpAffine(self._reach, *self._back(source, strip), flags=flags) + np.float32(NO_REACH)
-        return reach * np.float32(source.weight)
+        return np.multiply(reach, source.weight, dtype=np.float32)
 
     def _is_still(self, source: Painted) -> bool:
         return source.motion.reach_px(*self.layout.size) < STILL_PX
@@ -182,7 +185,7 @@ class BorderRenderer:
         return border
 
     def _faded(self, below: Picture, live: Picture) -> Picture:
-        faded, edge = live.copy(), int(np.ceil(self.layout.feather_px))
+        faded, edge = live.copy(), math.ceil(self.layout.feather_px)
         height, width = live.shape[:2]
         for strip in (
             (slice(0, edge), slice(0, width)),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .video_reader import Picture
 
 FLOW_SIDE_PX = 192  # flow is computed on frames reduced to that
+MIN_FLOW_SIDE_PX = 16  # OpenCV crashes on less
 EDGE_FRACTION = 1 / 4  # of a side: flow that near an edge is fitted
 GRID_PX = 4  # one sample of the flow in so many reduced pixels
 MIN_SAMPLES = 12
@@ -125,7 +126,7 @@ class Camera:
     def _reduced(self, frame: Picture) -> NDArray[np.uint8]:
         grey = self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY)
         height, width = grey.shape
-        factor = min(1.0, FLOW_SIDE_PX / max(height, width))
+        factor = min(1.0, max(FLOW_SIDE_PX / max(height, width), MIN_FLOW_SIDE_PX / min(height, width)))
         if factor == 1:
             return np.asarray(grey)
         size = (max(round(width * factor), 1), max(round(height * factor), 1))
@@ -133,7 +134,7 @@ class Camera:
 
     def _fitted(self, last: NDArray[np.uint8], reduced: NDArray[np.uint8], covered: NDArray[np.bool_]) -> CameraMotion:
         height, width = reduced.shape
-        if min(height, width) < 2 * GRID_PX:
+        if min(height, width) < MIN_FLOW_SIDE_PX:
             return CameraMotion()
         flow = self._flow.calc(last, reduced, None)
         points = _textured(last, covered)
@@ -170,7 +171,8 @@ def _textured(grey: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np
     strength = np.hypot(across, down)
     depth = EDGE_FRACTION * min(height, width)
     near = (np.minimum(x, width - 1 - x) < depth) | (np.minimum(y, height - 1 - y) < depth)
-    return np.stack([x, y], -1)[near & covered[y, x] & (strength > MIN_STEP_LEVELS)]
+    points: NDArray[np.int64] = np.stack([x, y], -1)[near & covered[y, x] & (strength > MIN_STEP_LEVELS)]
+    return points
 
 
 def load_opencv() -> Any:

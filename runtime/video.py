@@ -103,7 +103,7 @@ class VideoWriter:
         import av
         from av.video.reformatter import VideoReformatter
 
-        self._reformatter = VideoReformatter()  # one for all frames, since each sets up tables of its own
+        self._reformatter: Any = VideoReformatter()  # one for all frames, since each sets up tables of its own
         suffix = self.path.suffix.lower()
         with ExitStack() as stack:
             partial = stack.enter_context(atomic_file(self.path))

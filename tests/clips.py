@@ -78,10 +78,12 @@ def _write_tone(container, sound, seconds: float) -> None:
 
 def turn(path: Path, a: int, b: int, c: int, d: int) -> None:
     """Set the display matrix of an .mp4, as phones do: (x, y) is shown at (a x + c y, b x + d y)."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix lies 40 bytes after the box's name
-    one = 1 << 16
-    data[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    data, one, at = bytearray(path.read_bytes()), 1 << 16, 0
+    matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    while (at := data.find(b"tkhd", at) + 4) > 3:
+        begin = at + 40  # version 0: the matrix lies 40 bytes after the box's name, the width after it
+        if any(data[begin + 36 : begin + 40]):  # sound has none
+            data[begin : begin + 36] = matrix
     path.write_bytes(bytes(data))
 
 

@@ -147,9 +147,11 @@ def test_scales_without_sense_are_refused(scale):
         layout_for(SIZE, scale)
 
 
-def test_the_strips_cover_the_border_once():
-    layout, count = layout_for((512, 384), 0.6), np.zeros((384, 512), int)
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.6, 0.9, 0.97])
+def test_the_strips_cover_the_border_once(scale):
+    layout, count = layout_for((512, 384), scale), np.zeros((384, 512), int)
     for strip in layout.strips:
+        assert count[strip].size
         count[strip] += 1
     assert count.max() == 1
     count[layout.centre] = 1
@@ -295,6 +297,20 @@ def test_a_new_scene_gets_a_border_of_its_own_at_once():
     assert (zoom.cut_count, zoom.painted_count) == (1, 4)
     assert psnr_db(shown[6][BORDER], frames[6][BORDER]) > 20
     assert psnr_db(shown[7][BORDER], frames[7][BORDER]) > 30
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.75])
+def test_the_smallest_frames_have_a_border_too(scale):
+    class Tiny(TruePainter):
+        size = (64, 64)
+
+        def paint(self, picture, mask, prompt, painting, *, on_step=None):
+            return np.full((64, 64, 3), 90, np.uint8)
+
+    zoom = VideoZoom(Tiny([]), Surround(scale, 3))
+    width, height = zoom.live_size
+    lives = [view(world(), index, 0, (width, height)) for index in range(8)]
+    assert [frame.shape for frame in zoom.frames(lives, "")] == [(64, 64, 3)] * 8
 
 
 def test_frames_of_another_shape_are_refused():
