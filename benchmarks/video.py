@@ -7,6 +7,7 @@ A wide video is its own truth: its centre goes in, and what is painted around th
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from .temporal import Flow, backward_flow, flicker_levels, statistics
 
 KEYFRAMES_EVERY = (1, 2, 5, 10)
 MIN_FRAMES, MAX_FRAMES = 2, 300
+EQUAL_PSNR_DB = 100.0
 METHODS = ("look-ahead", "live", "repeated")
 
 
@@ -55,12 +57,12 @@ class Score(msgspec.Struct, frozen=True):
     keyframe_every: int
     frame_count: int
     painted_count: int
-    border_psnr_db: float
+    border_psnr_db: float  # equal pictures count as EQUAL_PSNR_DB
     border_ssim: float
-    seam_ratio: float
-    flicker_levels: float
-    flicker_worst_levels: float  # of one frame: keyframes that jump
-    detail_ratio: float
+    seam_ratio: float | None
+    flicker_levels: float | None
+    flicker_worst_levels: float | None  # of one frame: keyframes that jump
+    detail_ratio: float | None
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -68,8 +70,8 @@ class Truth(msgspec.Struct, frozen=True):
 
     clip: str
     prompt: str
-    seam_ratio: float
-    flicker_levels: float
+    seam_ratio: float | None
+    flicker_levels: float | None
     detail_levels: float
 
 
@@ -203,8 +205,8 @@ def _truth(clip: Clip, mask: Mask, flows: Sequence[Flow]) -> Truth:
     return Truth(
         clip=clip.name,
         prompt=clip.prompt,
-        seam_ratio=_mean([seam_ratio(frame, mask) for frame in clip.frames]),
-        flicker_levels=_mean([flicker_levels(one, other, mask, flow) for one, other, flow in steps]),
+        seam_ratio=_finite_mean([seam_ratio(frame, mask) for frame in clip.frames]),
+        flicker_levels=_finite_mean([flicker_levels(one, other, mask, flow) for one, other, flow in steps]),
         detail_levels=_mean([statistics(frame, mask).detail_levels for frame in clip.frames]),
     )
 
@@ -214,6 +216,7 @@ def _score(
     painted_count: int,
 ) -> Score:  # fmt: skip
     pairs = list(zip(clip.frames, frames, strict=True))
+    detail = _mean([statistics(frame, mask).detail_levels for frame in frames])
     flicker = [flicker_levels(*each) for each in zip(frames, frames[1:], [mask] * len(flows), flows, strict=False)]
     return Score(
         clip=clip.name,
@@ -221,12 +224,12 @@ def _score(
         keyframe_every=every,
         frame_count=len(frames),
         painted_count=painted_count,
-        border_psnr_db=_mean([border_psnr_db(*pair, mask) for pair in pairs]),
+        border_psnr_db=_mean([min(border_psnr_db(*pair, mask), EQUAL_PSNR_DB) for pair in pairs]),
         border_ssim=_mean([border_ssim(*pair, mask) for pair in pairs]),
-        seam_ratio=_mean([seam_ratio(frame, mask) for frame in frames]),
-        flicker_levels=_mean(flicker),
-        flicker_worst_levels=round(float(np.max(flicker)), 4),
-        detail_ratio=_mean([statistics(frame, mask).detail_levels for frame in frames], truth.detail_levels),
+        seam_ratio=_finite_mean([seam_ratio(frame, mask) for frame in frames]),
+        flicker_levels=_finite_mean(flicker),
+        flicker_worst_levels=_finite_mean([max(flicker, default=math.nan)]),
+        detail_ratio=_finite_mean([detail / truth.detail_levels if truth.detail_levels else math.nan]),
     )
 
 
@@ -240,8 +243,14 @@ def _named(on_progress: Callable[[str], None], name: str, text: str) -> None:
     on_progress(f"{name}: {text}")
 
 
-def _mean(values: Sequence[float], unit: float = 1.0) -> float:
-    return round(float(np.mean(values)) / unit, 4)
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
+
+
+def _finite_mean(values: Sequence[float]) -> float | None:
+    """Of the values that are numbers: flat pictures have no seam, and what moved out of sight no flicker."""
+    finite = [value for value in values if math.isfinite(value)]
+    return _mean(finite) if finite else None
 
 
 def bench_video(
