@@ -5,10 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from clips import write_clip
 
-from outzoom.benchmarks.settings import to_json
-from outzoom.benchmarks.video import METHODS, Clip, Painter, measure_video
-from outzoom.runtime import Painting
+from outzoom.benchmarks.bench import check_more
+from outzoom.benchmarks.drift import bench_drift
+from outzoom.benchmarks.settings import BenchSettings, to_json
+from outzoom.benchmarks.video import METHODS, Clip, Painter, bench_video, measure_video
+from outzoom.runtime import Painting, UserError
 
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("skimage")
@@ -83,3 +86,39 @@ def test_a_flat_clip_has_numbers_that_json_knows():
     assert scores["look-ahead", 1].seam_ratio is None
     assert json.loads(to_json(result), parse_constant=lambda word: pytest.fail(word))
     assert not math.isnan(result.costs[0].frame_ms)
+
+
+SETTINGS = BenchSettings(prompt="a reef", seconds=0.4, keyframe_every=2, steps=1, guidance=1)
+
+
+def test_a_wide_video_is_its_own_truth(tiny_bundles, clip, tmp_path):
+    video = write_clip(tmp_path / "wide.mp4", clip.frames * 2, fps=25)
+    bundles = {"tiny": tiny_bundles["onnxruntime-fp32"]}
+    stages = []
+    bench_video(bundles, video, tmp_path, SETTINGS, stages.append)
+    written = json.loads((tmp_path / "video.json").read_text())
+    scores = written["bundles"]["tiny"]["scores"]
+    assert len(scores) == len(stages) == 1 + 3 * 3
+    assert {score["keyframe_every"] for score in scores} == {1, 2, 5, 10}
+    assert {score["frame_count"] for score in scores} == {10}  # 0.4 seconds of 25
+    assert all(5 < score["border_psnr_db"] < 40 for score in scores)
+
+
+def test_drift_is_measured_over_as_many_keyframes_as_asked_for(tiny_bundles, tmp_path):
+    results = bench_drift({"tiny": tiny_bundles["onnxruntime-fp32"]}, tmp_path, SETTINGS, 20)
+    assert len(results["tiny"].painted) == 20
+    written = json.loads((tmp_path / "drift.json").read_text())["tiny"]
+    assert written["drift"]["detail_ratio"] > 0
+    first, last = (
+        np.mean([each["detail_levels"] for each in part]) for part in (written["painted"][:10], written["painted"][10:])
+    )
+    assert written["drift"]["detail_ratio"] == pytest.approx(last / first)
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    with pytest.raises(UserError, match="not a video"):
+        check_more(tmp_path / "text.mp4", None)
+    with pytest.raises(UserError, match="20 to"):
+        check_more(None, 19)
+    check_more(None, None)
