@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .export import Estimate
     from .hardware import Profile, Survey, Workload
-    from .runtime import Film, KeyframeFolder, Prompts, Zoom
+    from .runtime import Film, KeyframeFolder, Motion, Painting, Prompts, Surround, Zoom
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -143,8 +143,9 @@ def export_all(
 @app.command()
 def zoom(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture to zoom out of")] = None,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="or the video: a border around it")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="what is when around it; or a .json")] = None,
     negative_prompt: Annotated[
@@ -160,10 +161,20 @@ def zoom(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="paint anew what an earlier run has kept")] = False,
     strip: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a strip of frames, a PNG")] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="length of the video")] = 4.0,
-    fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
-    zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
-    keyframe_every: Annotated[int, typer.Option(metavar="N", help="paint 1 frame in N")] = 30,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="length of the video [4, or all of --video]")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(metavar="F", help="frames per second [30, or those of --video]")] = None,
+    zoom_rate: Annotated[
+        float | None, typer.Option(metavar="R", help="--image: how much the view widens per second [2]")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(metavar="C", help="--video: its size in the picture around it [0.75]")
+    ] = None,
+    keyframe_every: Annotated[
+        int | None, typer.Option(metavar="N", help="paint 1 frame in N [30, or 5 of --video]")
+    ] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="--video: take its sound along")] = True,
     preset: Annotated[str, typer.Option(metavar="NAME", help="quality, balanced or fast; what else is given wins")] = (
         "quality"
     ),
@@ -189,13 +200,17 @@ def zoom(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Film, Motion, Zoom, film_strip, load_image, open_keyframes, remove_keyframes, save_png
+    """Zoom out of a picture, or of a video: paint around it, 1 frame in N, and write the video."""
+    from .runtime import Motion, Surround, Zoom, film_strip, save_png
     from .runtime import preset as find_preset
 
+    only_pictures = {
+        "--zoom-rate": zoom_rate, "--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in,
+        "--keyframes": keyframes, "--restart": restart,
+    }  # fmt: skip
+    source = _only_source(image, video, only_pictures, {"--scale": scale, "--no-audio": not audio})
     if strip is not None:
-        _check_strip(strip, image)
-    motion = Motion(seconds, fps, zoom_rate, keyframe_every)
+        _check_strip(strip, source)
     schedule = _prompts(prompt, prompts)
     given: dict[str, Any] = {
         "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
@@ -204,31 +219,25 @@ def zoom(
     changes = {name: value for name, value in given.items() if value is not None}
     negative = (schedule.negative or "") if negative_prompt is None else negative_prompt
     painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative, seed=seed, **changes)
+    motion = None
+    if video is None:
+        values = {"seconds": seconds, "fps": fps, "zoom_rate": zoom_rate, "keyframe_every": keyframe_every}
+        motion = Motion(**{name: value for name, value in values.items() if value is not None})
     started = time.perf_counter()
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     chosen = _parse_size(size) if size else None
-    folder = keyframes or out.parent / f"{out.name if len(os.fsencode(out.name)) < 240 else out.name[-50:]}.keyframes"
+    if video is not None:
+        surround = Surround(0.75 if scale is None else scale, 5 if keyframe_every is None else keyframe_every)
+        _check_video_out(out, source)
     with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes, cache=cache_folder()) as opened:
-        end = None if end_image is None else load_image(end_image, opened.size)
-        film = Film(load_image(image, opened.size), schedule, motion, painting, end, loop)
-        last = film.course.last
-        if restart:
-            remove_keyframes(folder)
-        kept = open_keyframes(folder, opened, film)
-        reused = max(kept.count(last) - 1, 0)
-        stills = _write_video(opened, film, kept, reused, zoom_in, out)
-    if keyframes is None:
-        kept.remove()
+        if motion is None:
+            result, stills = _zoom_video(opened, source, prompt or "", out, surround, painting, seconds, fps, audio)
+        else:
+            given = {"schedule": schedule, "motion": motion, "painting": painting, "end_image": end_image, "loop": loop}
+            result, stills = _zoom_picture(opened, source, out, keyframes, restart, zoom_in, **given)
     if strip is not None:
         save_png(film_strip(stills), strip)
-    painted = last - reused
-    result = {
-        "out": str(out),
-        "frames": motion.frame_count,
-        "keyframes_painted": painted,
-        "keyframes_reused": reused,
-        "keyframes": None if keyframes is None else str(keyframes),
-        "duration_seconds": motion.frame_count / fps,
+    result |= {
         "elapsed_seconds": round(time.perf_counter() - started, 2),
         "peak_rss_bytes": (peak_bytes := peak_rss_bytes()),
     }
@@ -237,13 +246,65 @@ def zoom(
             f"{peak_bytes / 2**20:.0f} MiB of memory were in use at most, more than --memory-limit {memory_limit}: "
             "a bundle built with --segments, or of a smaller recipe, takes less"
         )
-    _show(
-        as_json,
-        result,
-        lambda: out_console.print(
-            f"{out}: {motion.frame_count} frames, {painted} of them painted, in {result['elapsed_seconds']} s"
-        ),
-    )
+    _show(as_json, result, lambda: _print_zoom(result))
+
+
+def _only_source(
+    image: Path | None, video: Path | None, only_pictures: dict[str, object], only_videos: dict[str, object]
+) -> Path:
+    """The picture or the video, whichever is given; raises UserError for none or both, or options of the other."""
+    if image is not None and video is not None:
+        raise UserError("--image and --video do not go together", hint="give the one to zoom out of")
+    source = image or video
+    if source is None:
+        raise UserError("there is nothing to zoom out of", hint="give --image FILE, or --video FILE")
+    theirs = only_pictures if video is not None else only_videos
+    kind, other = ("--video", "--image") if video is not None else ("--image", "--video")
+    for name, value in theirs.items():
+        if value is not None and value is not False:
+            hints = {"--zoom-rate": "--scale says how far a video is zoomed out"}
+            hints |= {"--scale": "--zoom-rate says how fast a picture is zoomed out"}
+            raise UserError(f"{name} is for {other}", hint=hints.get(name, f"leave it out with {kind}"))
+    return source
+
+
+def _zoom_picture(
+    opened: Zoom,
+    source: Path,
+    out: Path,
+    keyframes: Path | None,
+    restart: bool,
+    zoom_in: bool,
+    *,
+    schedule: Prompts,
+    motion: Motion,
+    painting: Painting,
+    end_image: Path | None,
+    loop: bool,
+) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """Write the zoom out of a picture; the result, JSON-able, and six frames."""
+    from .runtime import Film, load_image, open_keyframes, remove_keyframes
+
+    folder = keyframes or out.parent / f"{out.name if len(os.fsencode(out.name)) < 240 else out.name[-50:]}.keyframes"
+    end = None if end_image is None else load_image(end_image, opened.size)
+    film = Film(load_image(source, opened.size), schedule, motion, painting, end, loop)
+    last = film.course.last
+    if restart:
+        remove_keyframes(folder)
+    kept = open_keyframes(folder, opened, film)
+    reused = max(kept.count(last) - 1, 0)
+    stills = _write_video(opened, film, kept, reused, zoom_in, out)
+    if keyframes is None:
+        kept.remove()
+    result = {
+        "out": str(out),
+        "frames": motion.frame_count,
+        "keyframes_painted": last - reused,
+        "keyframes_reused": reused,
+        "keyframes": None if keyframes is None else str(keyframes),
+        "duration_seconds": motion.frame_count / motion.fps,
+    }
+    return result, stills
 
 
 def _prompts(prompt: str | None, file: Path | None) -> Prompts:
@@ -295,6 +356,52 @@ def _write_video(
     return stills
 
 
+def _zoom_video(
+    zoom: Zoom,
+    source: Path,
+    prompt: str,
+    out: Path,
+    surround: Surround,
+    painting: Painting,
+    seconds: float | None,
+    fps: float | None,
+    with_audio: bool,
+) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """Write the zoom-out of a video; the result, JSON-able, and six frames."""
+    from .runtime import AudioTrack, VideoReader, VideoWriter, VideoZoom
+
+    scheduled = painting.make_scheduler(zoom.bundle.manifest.scheduler).timesteps
+    calls = len(painting.schedule(len(scheduled)).calls)
+    around, stills = VideoZoom(zoom.inpainting, surround), []
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source, around.live_size, fps, seconds))
+        sound = stack.enter_context(AudioTrack(source)) if with_audio else None
+        count = reader.expected_count
+        shown = {round(i * ((count or 1) - 1) / 5) for i in range(6)}
+        writer = stack.enter_context(VideoWriter(out, *zoom.size, reader.fps, sound, lambda: reader.start_seconds))
+        progress = stack.enter_context(_progress())
+        frames_task = progress.add_task("frames", total=count)
+        keyframes = None if count is None else -(-count // surround.keyframe_every)
+        paint_task = progress.add_task("painting steps", total=keyframes and keyframes * calls)
+        for number, frame in enumerate(around.frames(reader, prompt, painting, lambda: progress.advance(paint_task))):
+            writer.write(frame)
+            progress.advance(frames_task)
+            if number in shown:
+                stills.append(frame)
+    result = {
+        "out": str(out),
+        "frames": writer.count,
+        "keyframes_painted": around.painted_count,
+        "duration_seconds": writer.duration_seconds,
+        "scene_changes": around.cut_count,
+        "scale": [round(live / side, 4) for live, side in zip(around.live_size, zoom.size, strict=True)],
+        "fps": float(reader.fps),
+        "broken_frames": reader.broken_count,
+        "audio": "left out" if sound is None else sound.how,
+    }
+    return result, stills
+
+
 @app.command()
 def bench(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")],
@@ -306,11 +413,18 @@ def bench(
     guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = None,
     runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="same seed, same pictures")] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also surround its centre, compare; write video.json")
+    ] = None,
+    drift: Annotated[
+        int | None, typer.Option(metavar="N", help="also zoom out over N keyframes, 20 or more; write drift.json")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
     try:
         from .benchmarks import BenchSettings, results_as_dict, run_bench
+        from .benchmarks.bench import bench_more, check_more
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
@@ -319,6 +433,7 @@ def bench(
         "seed": seed,
     }  # fmt: skip
     settings = replace(BenchSettings(), **{name: value for name, value in given.items() if value is not None})
+    check_more(video, drift)
     with _progress() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))
 
@@ -326,11 +441,14 @@ def bench(
             progress.update(task, description=text, advance=1)
 
         results = run_bench(bundles, out, settings, on_progress)
+        progress.update(task, total=None)
+        more = bench_more(bundles, out, settings, video, drift, on_progress)
 
     def print_paths() -> None:
-        out_console.print(f"{out / 'report.html'}, {out / 'results.json'}", markup=False)
+        written = ["report.html", "results.json", *(f"{name}.json" for name in more)]
+        out_console.print(", ".join(str(out / name) for name in written), markup=False)
 
-    _show(as_json, results_as_dict(results), print_paths)
+    _show(as_json, {**results_as_dict(results), **more}, print_paths)
 
 
 @app.command("predict")
@@ -454,12 +572,17 @@ def doctor(as_json: JsonOption = False) -> None:
     _show(as_json, report, lambda: _print_doctor(report))
 
 
-def _check_strip(strip: Path, image: Path) -> None:
+def _check_strip(strip: Path, source: Path) -> None:
     """Refuse now what would cost the video or the picture once the frames are painted."""
     if strip.suffix.lower() != ".png":
         raise UserError(f"the strip is a PNG file, got '{strip}'", hint=f"try --strip {strip}.png")
-    if strip.resolve() == image.resolve():
-        raise UserError(f"--strip would replace the picture '{image}'", hint="name another file")
+    if strip.resolve() == source.resolve():
+        raise UserError(f"--strip would replace '{source}'", hint="name another file")
+
+
+def _check_video_out(out: Path, source: Path) -> None:
+    if out.resolve() == source.resolve():
+        raise UserError(f"--out would replace the video '{source}' itself", hint="name another file")
 
 
 def _checked(path: Path) -> Bundle:
@@ -620,6 +743,13 @@ def _print_doctor(report: dict[str, Any]) -> None:
     out_console.print(
         f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no features known'}; "
         f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free"
+    )
+
+
+def _print_zoom(result: dict[str, Any]) -> None:
+    out_console.print(
+        f"{result['out']}: {result['frames']} frames, {result['keyframes_painted']} of them painted, "
+        f"in {result['elapsed_seconds']} s"
     )
 
 

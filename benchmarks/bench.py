@@ -15,24 +15,29 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import MissingPackageError, UserError, film_strip, load_image, open_manifest, save_png
+from ..runtime import MissingPackageError, UserError, VideoReader, film_strip, load_image, open_manifest, save_png
 from ..runtime.backends import backend_for
+from ..runtime.camera import load_opencv
 from ..runtime.errors import printable
 from ..runtime.files import sha256_of
 from ..runtime.geometry import outside_mask
+from .drift import WINDOW, bench_drift
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
 from .quality import SSIM_WINDOW_PX, border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
 from .report import write_report
 from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, write_results
-from .settings import BenchSettings
+from .settings import BenchSettings, to_json
+from .video import bench_video
 
 PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "psutil": "psutil", "skimage": "scikit-image"}
+MAX_DRIFT_KEYFRAMES = 10_000
 REFERENCE_RECIPE = "fp32"
 REFERENCE_TARGET = "onnxruntime"  # of several fp32 bundles
 
@@ -83,6 +88,40 @@ def run_bench(
     write_results(results, out / "results.json")
     write_report(results, strips, out / "report.html")
     return results
+
+
+def check_more(video: Path | None, drift_keyframes: int | None) -> None:
+    """Raise what `bench_more` would raise after minutes of measuring."""
+    if video is not None:
+        load_opencv()
+        with VideoReader(video):
+            pass
+    if drift_keyframes is not None and not 2 * WINDOW <= drift_keyframes <= MAX_DRIFT_KEYFRAMES:
+        raise UserError(
+            f"drift is measured over {2 * WINDOW} to {MAX_DRIFT_KEYFRAMES} keyframes, got {drift_keyframes}",
+            hint="50 show it",
+        )
+
+
+def bench_more(
+    bundles: Sequence[Path],
+    out: Path,
+    settings: BenchSettings,
+    video: Path | None,
+    drift_keyframes: int | None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """What is measured when it is asked for, by the name of its file in OUT: a video's border, and drift."""
+    more: dict[str, Any] = {}
+    if video is not None:
+        more["video"] = msgspec.json.decode(
+            to_json(bench_video(unique_names(bundles), video, out, settings, on_progress))
+        )
+    if drift_keyframes is not None:
+        more["drift"] = msgspec.json.decode(
+            to_json(bench_drift(unique_names(bundles), out, settings, drift_keyframes, on_progress))
+        )
+    return more
 
 
 def _check(bundles: Sequence[Path], out: Path, settings: BenchSettings) -> None:

@@ -1,5 +1,6 @@
 """What runs on the device: bundles, engines, schedulers, the inpainting pipeline and the zoom loop. No torch."""
 
+from .audio import AudioTrack, AudioWarning
 from .bundle import Bundle, open_manifest
 from .course import Course
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
@@ -10,13 +11,18 @@ from .keyframes import KeyframeFolder, remove_keyframes
 from .presets import PRESETS, preset
 from .prompts import PicturesIgnoredWarning, Prompts, read_prompts
 from .video import VideoWriter
+from .video_reader import DamagedVideoWarning, VideoReader
+from .video_zoom import Surround, VideoZoom
 from .zoom import Motion, Zoom, open_bundle
 
 __all__ = [
     "PRESETS",
+    "AudioTrack",
+    "AudioWarning",
     "Bundle",
     "BundleError",
     "Course",
+    "DamagedVideoWarning",
     "Film",
     "Inpainting",
     "KeyframeFolder",
@@ -27,8 +33,11 @@ __all__ = [
     "PicturesIgnoredWarning",
     "PromptTruncatedWarning",
     "Prompts",
+    "Surround",
     "UserError",
+    "VideoReader",
     "VideoWriter",
+    "VideoZoom",
     "Zoom",
     "film_frames",
     "film_strip",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from .errors import MissingPackageError, OutzoomError, UserError, unknown_name
 from .files import atomic_file
 from .geometry import MAX_FPS
+
+if TYPE_CHECKING:
+    from .audio import AudioTrack
 
 # By file ending: encoders in order of preference. FFmpeg builds differ in which they hold.
 ENCODERS = {
@@ -35,14 +39,24 @@ class VideoWriter:
 
     H.264 (VP9 in .webm), 4:2:0, BT.709; memory does not grow with the length. The file has its name only once
     the block has ended well: an exception or Ctrl-C leaves what was there before. 4:2:0 needs even sizes, so
-    an odd width or height is filled up with a copy of the last column or row.
+    an odd width or height is filled up with a copy of the last column or row. `audio` is written beside the frames,
+    as much of it as they last; from `audio_start()` seconds of its file on, asked for once a frame is there.
 
     Raises UserError for an ending or value it cannot do, MissingPackageError without PyAV, OutzoomError for a
     full disk or a video without frames.
     """
 
-    def __init__(self, path: str | Path, width: int, height: int, fps: float) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        fps: float | Fraction,
+        audio: AudioTrack | None = None,
+        audio_start: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.path = Path(path)
+        self._audio, self._audio_start = audio, audio_start
         suffix = self.path.suffix.lower()
         if suffix not in ENCODERS:
             raise unknown_name("video ending", suffix or self.path.name, ENCODERS)
@@ -78,20 +92,26 @@ class VideoWriter:
         if self.width % 2 or self.height % 2:
             frame = np.pad(frame, ((0, self.height % 2), (0, self.width % 2), (0, 0)), "edge")
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = self._reformatter.reformat(picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         picture.pts, picture.time_base = self.count, 1 / self.fps
         self._container.mux(self._stream.encode(picture))
         self.count += 1
+        if self._audio is not None:
+            self._audio.write(self._container, self._audio_start(), self.duration_seconds)
 
     def __enter__(self) -> VideoWriter:
         import av
+        from av.video.reformatter import VideoReformatter
 
+        self._reformatter: Any = VideoReformatter()  # one for all frames, since each sets up tables of its own
         suffix = self.path.suffix.lower()
         with ExitStack() as stack:
             partial = stack.enter_context(atomic_file(self.path))
             options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
             self._container: Any = stack.enter_context(av.open(str(partial), "w", options=options))
             self._stream = self._open_stream()
+            if self._audio is not None:
+                self._audio.attach(self._container, suffix)
             stack.push(self._finish)
             self._stack = stack.pop_all()
         return self
@@ -119,3 +139,5 @@ class VideoWriter:
         if self.count == 0:
             raise OutzoomError(f"no frame was written to {self.path}", hint="ask for more --seconds")
         self._container.mux(self._stream.encode(None))
+        if self._audio is not None:
+            self._audio.finish(self._container)
