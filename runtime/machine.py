@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 import platform
 import re
@@ -63,6 +65,24 @@ def rss_bytes() -> int | None:
     if sys.platform != "linux":
         return None
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_mapped(file: Path) -> None:
+    """Let the system take back the memory in which a file is mapped; what is read of it again comes from the file.
+
+    Does nothing where the system has no such call, or no way to tell where the file is mapped.
+    """
+    if sys.platform != "linux":
+        return
+    name = str(file.resolve())
+    with contextlib.suppress(OSError, AttributeError):
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for line in Path("/proc/self/maps").read_text("utf-8", errors="surrogateescape").splitlines():
+            span, access, *rest = line.split(maxsplit=5)
+            if rest[-1] == name and "w" not in access:
+                begin, end = (int(number, 16) for number in span.split("-"))
+                advise(begin, end - begin, mmap.MADV_DONTNEED)
 
 
 def peak_rss_bytes() -> int:

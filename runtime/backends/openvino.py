@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bundle import COPY_AGAIN, TensorSpec
 from ..errors import BundleError, MissingPackageError
+from ..machine import forget_mapped
 from ..shapes import resolve
 from .protocol import Array
 
@@ -74,7 +75,9 @@ class OpenVino:
         cache: Path | None = None,
     ) -> OpenVinoEngine:
         """Compile for the device, in float32 or in the type that the device does fastest (bf16 or fp16)."""
-        return OpenVinoEngine(self.compiled(engine, compute, inputs, sides, cache))
+        compiled = self.compiled(engine, compute, inputs, sides, cache)
+        forget_mapped(self.weights_file(engine))  # what is computed with are copies in another order
+        return OpenVinoEngine(compiled)
 
     def compiled(
         self,
