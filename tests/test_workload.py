@@ -159,7 +159,9 @@ def test_the_same_checkpoint_has_the_same_layers_on_every_target(tiny_bundles):
     for name, path in tiny_bundles.items():
         workload = bundle_workload(open_manifest(path))
         kinds[name] = {
-            part: [(each.kind, each.macs, each.input_bytes, each.output_bytes) for each in found if each.is_product]
+            part: sorted(
+                (each.kind, each.macs, each.input_bytes, each.output_bytes) for each in found if each.is_product
+            )
             for part, found in workload.components.items()
         }
     assert kinds["onnxruntime-fp32"] == kinds["openvino-cpu-fp32"]
