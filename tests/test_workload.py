@@ -1,6 +1,7 @@
 """Graphs to layers: multiplications, bytes and types, by hand, beside torch's counter, and of the full-size model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -94,6 +95,13 @@ def test_codes_decide_what_a_layer_computes_in(tmp_path):
     (layer,) = layers(save(tmp_path, nodes, {"x": (3, 4)}, {"y": (3, 2)}, stored))
     assert (layer.input_bits, layer.weight_bits, layer.output_bits) == (8, 8, 8)
     assert (layer.data_type, layer.input_bytes, layer.weight_bytes, layer.output_bytes) == ("int8", 12, 8, 6)
+
+
+def test_a_product_of_codes_with_floats_is_computed_in_the_floats():
+    base = full_size().components["unet"][10]
+    types = {(8, 8): "int8", (8, 32): "float32", (32, 4): "float32", (16, 8): "float16", (8, 4): "int8"}
+    for (input_bits, weight_bits), expected in types.items():
+        assert replace(base, input_bits=input_bits, weight_bits=weight_bits).data_type == expected
 
 
 def test_swish_is_one_function(tmp_path):
