@@ -25,7 +25,10 @@ LEVEL_LABELS = dict(
 )
 OPERANDS = ("inputs", "weights", "outputs")
 MARKERS = {"text_encoder": "o", "unet": "s", "vae_encoder": "^", "vae_decoder": "v"}
-KIND_COLOURS = {"conv": 0, "depthwise": 0, "linear": 1, "attention": 2}
+OTHERS = "no products"
+KIND_COLOURS = {"conv": 0, "depthwise": 6, "linear": 1, "attention": 2, OTHERS: 7}
+MAX_BINS = 100
+SLOWEST = 1e-4  # of the fastest, that the Pareto plot still shows
 
 
 def roofline(profile: Profile, costs: dict[str, Cost], name: str) -> Markup:
@@ -65,34 +68,42 @@ def energy_by_level(predictions: Sequence[Prediction], name: str) -> Markup:
         axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.label}")[:38] for one in shown])
         axes.invert_yaxis()
         _label(axes, "J per keyframe (modelled)", "")
-        axes.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, loc="lower right")
+        _legend_above(axes, 3)
 
     return _plot(draw, name, 0.9 + 0.22 * len(shown))
 
 
 def by_layer(cost: Cost, name: str) -> Markup:
-    """Of one component, layer after layer: energy above, bytes of DRAM by operand below."""
+    """Of one component, layer after layer, some at a time: energy above, bytes of DRAM by operand below."""
+    count = len(cost.layers)
+    bins = np.arange(count) * min(MAX_BINS, count) // count
+    kinds = np.array([layer.kind if layer.kind in KIND_COLOURS else OTHERS for layer in cost.layers])
+    joules = cost.joules.sum(axis=1) * 1e3
+    energy = {kind: np.bincount(bins, joules * (kinds == kind)) for kind in KIND_COLOURS if (kinds == kind).any()}
+    moved = {one: np.bincount(bins, cost.dram_bytes[:, place] / 1e6) for place, one in enumerate(OPERANDS)}
 
     def draw(figure: Any) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True)
-        at = np.arange(len(cost.layers))
-        joules = cost.joules.sum(axis=1) * 1e3
-        for kind, colour in {"conv": 0, "linear": 1, "attention": 2, "": 7}.items():
-            chosen = np.array([(layer.kind if layer.kind in KIND_COLOURS else "") == kind for layer in cost.layers])
-            label = kind or "no products"
-            top.fill_between(at, joules * chosen, step="mid", color=COLOURS[colour], label=label, linewidth=0)
+        _stack(top, energy, [COLOURS[KIND_COLOURS[kind]] for kind in energy])
         _label(top, "", "mJ")
-        top.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, ncols=4)
-        start = np.zeros(len(cost.layers))
-        for index, operand in enumerate(OPERANDS):
-            moved = cost.dram_bytes[:, index] / 1e6
-            ends = start + moved
-            bottom.fill_between(at, start, ends, step="mid", color=COLOURS[index + 3], label=operand, linewidth=0)
-            start = ends
-        _label(bottom, "layer", "MB of DRAM")
-        bottom.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, ncols=3)
+        _stack(bottom, moved, COLOURS[3:])
+        _label(bottom, f"layers in their order, {count / (bins[-1] + 1):.0f} at a time", "MB of DRAM")
 
-    return _figure(draw, name, 3.6)
+    return _figure(draw, name, 4.2)
+
+
+def _stack(axes: Any, parts: dict[str, Any], colours: Sequence[str]) -> None:
+    """Bars on top of each other, a legend above them."""
+    start = np.zeros(len(next(iter(parts.values()))))
+    for (label, values), colour in zip(parts.items(), colours, strict=False):
+        axes.bar(range(len(values)), values, bottom=start, width=0.9, color=colour, label=label)
+        start += values
+    _legend_above(axes, len(parts))
+
+
+def _legend_above(axes: Any, columns: int) -> None:
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, ncols=columns, **place)
 
 
 def traffic(predictions: Sequence[Prediction], name: str) -> Markup:
@@ -113,12 +124,14 @@ def pareto(predictions: Sequence[Prediction], name: str) -> Markup:
     """Frames per second against energy for a frame; the front is connected, and its devices named."""
 
     def draw(axes: Any) -> None:
-        recipes = list(dict.fromkeys(one.label for one in predictions))
-        for index, recipe in enumerate(recipes):
-            shown = [one for one in predictions if one.label == recipe]
+        fastest = max(one.frames_per_second for one in predictions)
+        near = [one for one in predictions if one.frames_per_second > SLOWEST * fastest]
+        labels = list(dict.fromkeys(one.label for one in near))
+        for index, label in enumerate(labels):
+            shown = [one for one in near if one.label == label]
             places = [one.frames_per_second for one in shown], [one.joules_per_frame for one in shown]
             colour = COLOURS[index % len(COLOURS)]
-            axes.plot(*places, "o", color=colour, markersize=4.5, alpha=0.8, label=printable(recipe)[:24])
+            axes.plot(*places, "o", color=colour, markersize=4.5, alpha=0.8, label=printable(label)[:24])
         front = sorted((one for one in predictions if one.is_pareto), key=lambda one: one.frames_per_second)
         line = [one.frames_per_second for one in front], [one.joules_per_frame for one in front]
         axes.plot(*line, color=TEXT, linewidth=1, label="the front")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ..runtime import Bundle
 from ..runtime.errors import UserError
@@ -26,7 +27,7 @@ def bundle_workload(bundle: Bundle, size: Size | None = None) -> Workload:
         raise UserError(f"the bundle '{bundle.path}' has no size {chosen[0]}x{chosen[1]}; it has {shown}")
     sides = dimensions(chosen, manifest.vae_scale_factor)
     components = {name: layers_of(read_graph(bundle.engine(name), sides)) for name in manifest.components}
-    compute = "float32" if manifest.recipe.compute == "float32" else "fastest"
+    compute: Literal["float32", "fastest"] = "float32" if manifest.recipe.compute == "float32" else "fastest"
     names = (manifest.source.name, manifest.recipe.name)
     return Workload(*names, *chosen, components, compute, manifest.target, file=bundle.path.resolve().name)
 

@@ -24,7 +24,7 @@ from .workload import Layer, column, with_floats
 Numbers = NDArray[np.float64]
 
 # Of a layer that fills the units, what a whole network sustains of their peak, unless the profile says otherwise: an
-# assumption between the 0.94 that outzoom measured of a CPU and the 0.3 of published phones (docs/prediction.md).
+# assumption, made before it was compared with anything (docs/prediction.md).
 SUSTAINED_FRACTION = 0.5
 # Arithmetic for each element of layers without a product, and units for it where a profile tells no float32 peak.
 OPERATIONS = {"normalization": 8, "softmax": 10, "elementwise": 4, "move": 0, "gather": 0}

@@ -55,10 +55,10 @@ def cache_pj_per_byte(size_bytes: float, factor: float = 1.0) -> float:
     size = min(max(size_bytes, 512), sizes[-1])
     if size < sizes[0]:  # along the first line
         slope = math.log(energies[1] / energies[0]) / math.log(sizes[1] / sizes[0])
-        word = energies[0] * (size / sizes[0]) ** slope
+        word = float(energies[0] * (size / sizes[0]) ** slope)
     else:
         word = math.exp(float(np.interp(math.log(size), np.log(sizes), np.log(energies))))
-    return factor * word / 8
+    return float(factor * word / 8)
 
 
 def energies(process_nm: float, on_chip_bytes: float, memory: str) -> Energies:

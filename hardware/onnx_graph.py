@@ -51,7 +51,7 @@ def read_onnx(file: Path, sides: Mapping[str, int]) -> Graph:
         raise UserError(f"'{file}' is no ONNX file: {error}", hint="give a model.onnx, or a bundle") from error
     if not 0 < len(model.graph.node) <= MAX_NODES:
         raise UserError(f"the graph '{file}' has {len(model.graph.node)} nodes; 1 to {MAX_NODES} are read")
-    if _name_sides(model.graph, sides):
+    if _name_sides(model.graph, sides) or not model.graph.value_info:
         model = _with_shapes(onnx, model, file)
     nodes = tuple(_nodes(model.graph))
     return Graph(str(file), nodes, _tensors(model.graph, nodes, file))

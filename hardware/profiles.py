@@ -191,12 +191,12 @@ def with_changes(profile: Profile, changes: Mapping[str, float]) -> Profile:
 
 
 def _changed(profile: Profile, name: str, value: float) -> Profile:
-    source, confidence = f"--set {name}={value:g}", "unverified"
+    source = f"--set {name}={value:g}"
     figure = Figure(value, source, "unverified")
     peaks = dict(profile.peak_tops)
     if name == "clock_mhz":
         ratio = value / profile.clock_mhz.value
-        peaks = {key: Figure(peak.value * ratio, source, confidence) for key, peak in peaks.items()}
+        peaks = {key: Figure(peak.value * ratio, source, "unverified") for key, peak in peaks.items()}
     elif name.startswith("peak_tops."):
         peaks = {key: figure if f"peak_tops.{key}" == name else peak for key, peak in peaks.items()}
         return msgspec.structs.replace(profile, peak_tops=peaks)

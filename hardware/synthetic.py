@@ -53,8 +53,8 @@ def cells() -> Iterator[Cell]:
         for channels in CHANNELS:
             for side in SIDES:
                 if side**2 * channels**2 * kernel**2 <= MAX_MACS:
-                    shape = (1, channels, side, side)
-                    yield Cell("conv", side**2, channels, channels * kernel**2, kernel, shape)
+                    depth = channels * kernel**2
+                    yield Cell("conv", side**2, channels, depth, kernel, (1, channels, side, side))
     for width in WIDTHS:
         for rows in ROWS:
             yield Cell("linear", rows, width, width, 1, (1, rows, width))
@@ -64,7 +64,7 @@ def cells() -> Iterator[Cell]:
         for kind, growth in PLAIN.items():
             side = int(np.sqrt(elements / 16))
             is_image = kind not in ("LayerNormalization", "Gelu", "Add")
-            shape = (1, 16, side, side) if is_image else (1, side**2 // 4, 64)
+            shape: tuple[int, ...] = (1, 16, side, side) if is_image else (1, side**2 // 4, 64)
             yield Cell(kind, growth * int(np.prod(shape)), 1, 1, 1, shape)
 
 

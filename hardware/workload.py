@@ -120,9 +120,8 @@ class Layer:
     @property
     def data_type(self) -> str:
         """What it computes in: integers where both operands are, else floats (into which small weights expand)."""
-        if max(self.input_bits, self.weight_bits) <= 8:
-            return "int8"
-        return "float16" if self.input_bits <= 16 else "float32"
+        bits = max(self.input_bits, self.weight_bits)
+        return "int8" if bits <= 8 else "float16" if bits <= 16 else "float32"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Graphs to layers: multiplications, bytes and types, by hand, beside torch's counter, and of the full-size model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -96,6 +97,13 @@ def test_codes_decide_what_a_layer_computes_in(tmp_path):
     assert (layer.data_type, layer.input_bytes, layer.weight_bytes, layer.output_bytes) == ("int8", 12, 8, 6)
 
 
+def test_a_product_of_codes_with_floats_is_computed_in_the_floats():
+    base = full_size().components["unet"][10]
+    types = {(8, 8): "int8", (8, 32): "float32", (32, 4): "float32", (16, 8): "float16", (8, 4): "int8"}
+    for (input_bits, weight_bits), expected in types.items():
+        assert replace(base, input_bits=input_bits, weight_bits=weight_bits).data_type == expected
+
+
 def test_swish_is_one_function(tmp_path):
     nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
     assert [layer.kind for layer in layers(save(tmp_path, nodes, {"x": (4,)}, {"y": (4,)}))] == ["elementwise"]
@@ -159,7 +167,9 @@ def test_the_same_checkpoint_has_the_same_layers_on_every_target(tiny_bundles):
     for name, path in tiny_bundles.items():
         workload = bundle_workload(open_manifest(path))
         kinds[name] = {
-            part: [(each.kind, each.macs, each.input_bytes, each.output_bytes) for each in found if each.is_product]
+            part: sorted(
+                (each.kind, each.macs, each.input_bytes, each.output_bytes) for each in found if each.is_product
+            )
             for part, found in workload.components.items()
         }
     assert kinds["onnxruntime-fp32"] == kinds["openvino-cpu-fp32"]
