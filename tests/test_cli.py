@@ -573,12 +573,12 @@ def test_ctrl_c_in_the_middle_of_a_zoom_keeps_what_is_painted_and_no_half_made_f
 
 @posix_only
 def test_ctrl_c_before_anything_is_painted_leaves_nothing(start, zoom, tmp_path):
-    child = start(*zoom(), "--json", "--steps", "1000")
+    child = start(*zoom(), "--json", "--steps", "500")
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".partial-*")):
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.02)
-    time.sleep(0.2)  # into the thousand steps of the first keyframe
+    time.sleep(0.05)  # into the many steps of the first keyframe
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 1, err
