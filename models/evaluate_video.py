@@ -108,7 +108,8 @@ def plot(rows: Sequence[dict[str, Any]], result: VideoResult, file: Path) -> Non
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axis, (field, title) in zip(axes, panels.items(), strict=True):
         for method in METHODS:
-            points = [row for row in rows if row["method"] == method or row["keyframe_every"] == 1]
+            shared = 1 if method == "live" else 0  # on every frame it is what look-ahead is
+            points = [row for row in rows if row["method"] == method or row["keyframe_every"] == shared]
             axis.plot(
                 [row["keyframe_every"] for row in points], [row[field]["mean"] for row in points],
                 marker="o", label=method, color=COLOURS[method],
