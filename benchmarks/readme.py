@@ -222,8 +222,9 @@ def demo_video(result: dict[str, Any]) -> str:
 def rendering(result: dict[str, Any]) -> str:
     """Speed and memory of the frames between; from `outzoom.benchmarks.rendering`."""
     busy = ", beside other work on the machine" if result["other_cpu_fraction"] > BUSY_FRACTION else ""
+    cpu_model, side_px = result["machine"]["cpu_model"], result["side_px"]
     lines = [
-        f"One core of {result['machine']['cpu_model']}{busy}, {result['side_px']}x{result['side_px']}; median (p10-p90):",
+        f"One core of {cpu_model}{busy}, {side_px}x{side_px}; median (p10-p90):",
         "",
         "| frames between keyframes | a frame, ms | frames per second | the slowest kind, ms |",
         "|---|---|---|---|",

@@ -160,6 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     painting = Painting(arguments.steps, guidance=arguments.guidance)
     machine, cpu = describe_machine(), CpuShare()
+    bundle = str(arguments.bundle)
     with open_bundle(arguments.bundle) as zoom:
         clips = [make_clip(index, arguments.frames, zoom.size[0]) for index in range(arguments.clips)]
         painter = Painter(zoom.inpainting)
@@ -167,7 +168,7 @@ def main() -> None:
         rows = summary(result)
         drifted = measure_drift(zoom, *drift_picture(zoom.size[0]), painting, arguments.drift_keyframes)
         report = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", *(word if word != bundle else Path(word).name for word in sys.argv)]),
             "bundle": zoom.bundle.path.name,
             "source_sha256": zoom.bundle.manifest.source.sha256,
             "size": list(zoom.size),
