@@ -198,7 +198,7 @@ def measure_rendering(bundle: Path, runs: int, count: int) -> RenderingResult:
             schema_version=SCHEMA_VERSION,
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             outzoom_version=version("outzoom"),
-            command=shlex.join(["python", "-m", "outzoom.benchmarks.rendering", *sys.argv[1:]]),
+            command=shlex.join(["python", "-m", "outzoom.benchmarks.rendering", bundle.name, *sys.argv[2:]]),
             machine=machine,
             opencv=cv2.__version__,
             side_px=SIDE,

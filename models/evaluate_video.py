@@ -108,7 +108,8 @@ def plot(rows: Sequence[dict[str, Any]], result: VideoResult, file: Path) -> Non
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axis, (field, title) in zip(axes, panels.items(), strict=True):
         for method in METHODS:
-            points = [row for row in rows if row["method"] == method or row["keyframe_every"] == 1]
+            shared = 1 if method == "live" else 0  # on every frame it is what look-ahead is
+            points = [row for row in rows if row["method"] == method or row["keyframe_every"] == shared]
             axis.plot(
                 [row["keyframe_every"] for row in points], [row[field]["mean"] for row in points],
                 marker="o", label=method, color=COLOURS[method],
@@ -159,6 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     painting = Painting(arguments.steps, guidance=arguments.guidance)
     machine, cpu = describe_machine(), CpuShare()
+    bundle = str(arguments.bundle)
     with open_bundle(arguments.bundle) as zoom:
         clips = [make_clip(index, arguments.frames, zoom.size[0]) for index in range(arguments.clips)]
         painter = Painter(zoom.inpainting)
@@ -166,7 +168,7 @@ def main() -> None:
         rows = summary(result)
         drifted = measure_drift(zoom, *drift_picture(zoom.size[0]), painting, arguments.drift_keyframes)
         report = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", *(word if word != bundle else Path(word).name for word in sys.argv)]),
             "bundle": zoom.bundle.path.name,
             "source_sha256": zoom.bundle.manifest.source.sha256,
             "size": list(zoom.size),

@@ -69,12 +69,18 @@ class Layout:
     @cached_property
     def alpha(self) -> NDArray[np.float32]:
         """How much the live frame counts, (height, width, 1) of its own pixels: 0 to 1 over the feather."""
-        across, down = (
-            np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) / max(self.feather_px, 0.5)
-            for length in self.live
-        )
-        alpha: NDArray[np.float32] = np.clip(np.minimum.outer(down, across), 0, 1).astype(np.float32)[..., None]
-        return alpha
+        return self._rising(0.0)
+
+    @cached_property
+    def inner_alpha(self) -> NDArray[np.float32]:
+        """The same, but from where `alpha` is 1 on."""
+        return self._rising(self.feather_px)
+
+    def _rising(self, from_px: float) -> NDArray[np.float32]:
+        across, down = (np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) for length in self.live)
+        depth_px = np.minimum.outer(down, across)
+        alpha: NDArray[np.float32] = np.clip((depth_px - from_px) / max(self.feather_px, 0.5), 0, 1).astype(np.float32)
+        return alpha[..., None]
 
     @cached_property
     def strips(self) -> list[tuple[slice, slice]]:
@@ -122,14 +128,25 @@ class BorderRenderer:
         self._ring = _ring(layout)
 
     def canvas(self, painted: Picture, live: Picture, known: Known | None = None) -> Picture:
-        """What was painted, its colours matched to the live frame, with that, and what else is known, over it."""
+        """What was painted, its colours matched to the live frame, with what is known over it.
+
+        At the live frame's edge it shows what was painted in its place, and the live frame itself only farther in: so
+        a live frame pasted over it, this one or a later one, always has something else to fade into.
+        """
         canvas = self._coloured(painted.copy(), live)
         if known is not None:
             alpha = known.alpha[..., None].copy()
-            alpha[self.layout.centre] = 0  # there the live frame fades into what is painted
+            alpha[self.layout.centre] = 0
             canvas = np.rint(known.canvas * alpha + canvas * (1 - alpha)).astype(np.uint8)
-        canvas[self.layout.centre] = self._faded(canvas[self.layout.centre], live)
+        inner = self.layout.inner_alpha
+        canvas[self.layout.centre] = np.rint(live * inner + canvas[self.layout.centre] * (1 - inner))
         return canvas
+
+    def pasted(self, canvas: Picture, live: Picture) -> Picture:
+        """A canvas with the live frame in its centre."""
+        frame = canvas.copy()
+        frame[self.layout.centre] = self._faded(canvas[self.layout.centre], live)
+        return frame
 
     def frame(self, live: Picture, sources: Sequence[Painted]) -> Picture:
         """The live frame with the border of the canvases around it, each moved to the present."""

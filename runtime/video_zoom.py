@@ -159,7 +159,7 @@ class _LookAhead:
         else:
             yield from self._between(canvas, self._motion.then(motion).inverse())
         self._canvas, self._motion = canvas, CameraMotion()
-        yield canvas
+        yield self._renderer.pasted(canvas, live)
 
     def rest(self) -> Iterator[Picture]:
         """The frames after the last keyframe of a scene."""

@@ -278,6 +278,26 @@ def test_no_border_jumps_at_a_keyframe():
     assert max(steps) < 1.6 * max(true_steps)
 
 
+def test_a_seam_on_a_tripod_is_the_same_on_keyframes_and_between():
+    """The edge fades into what was painted, also where a canvas is shown a second time."""
+    frames = [view(world(), 0, 0)] * 7
+    shown = list(VideoZoom(TruePainter(frames, offset=40), Surround(0.75, 5)).frames(centres(frames), ""))
+    for frame in shown[1:]:
+        assert np.abs(frame.astype(int) - shown[0]).max() <= 2
+
+
+def test_a_live_frame_fades_into_what_was_painted_in_its_place():
+    layout = layout_for((512, 512), 0.75)
+    renderer, live = BorderRenderer(layout), np.full((384, 384, 3), 100, np.uint8)
+    live[:, ::2] = 110  # stripes, which the painting lacks
+    canvas = renderer.canvas(np.full((512, 512, 3), 105, np.uint8), live)
+    middle = renderer.pasted(canvas, live)[256, 64:88, 0].astype(int)
+    contrast = np.abs(np.diff(middle))
+    assert contrast[0] <= 2  # at the seam hardly to be seen
+    assert contrast[8:].min() == 10  # and whole after 8 pixels
+    assert np.ptp(canvas[256, 64:71, 0].astype(int)) <= 1
+
+
 def test_only_what_was_not_seen_is_painted():
     frames = [view(world(), 2 * index, 0) for index in range(11)]
     painter = TruePainter(frames)
