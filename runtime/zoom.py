@@ -85,20 +85,36 @@ class Zoom:
 
         `image` is uint8 (height, width, 3) of the bundle's size. The known centre is pasted, never repainted.
         """
+        self.check_picture(image)
+        painting = painting or Painting()
+        index = 0
+        while True:
+            yield image
+            index += 1
+            image = self.keyframe(image, prompt, scale, painting, index, on_step)
+
+    def keyframe(
+        self,
+        image: Picture,
+        prompt: str,
+        scale: float,
+        painting: Painting,
+        index: int,
+        on_step: Callable[[], None] | None = None,
+    ) -> Picture:
+        """The picture that shows `image`, shrunk by `scale`, in its centre; `index` tells those of one run apart."""
+        mask = geometry.outside_mask(self.size, scale)
+        shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
+        painted = self.inpainting.paint(shrunk, mask, prompt, painting, index, on_step=on_step)
+        return geometry.paste_centered(painted, image, scale, self.feather_px)
+
+    def check_picture(self, image: Picture) -> None:
+        """Raises UserError for a picture of another size than the bundle paints."""
         if image.shape != (self.size[1], self.size[0], 3):
             raise UserError(
                 f"the picture has the shape {image.shape}, the bundle paints {self.size[0]}x{self.size[1]}",
                 hint="outzoom.runtime.load_image(file, size=zoom.size) cuts and scales a picture",
             )
-        painting = painting or Painting()
-        mask = geometry.outside_mask(self.size, scale)
-        index = 0
-        while True:
-            yield image
-            index += 1
-            shrunk = geometry.paste_centered(np.zeros_like(image), image, scale)
-            painted = self.inpainting.paint(shrunk, mask, prompt, painting, index, on_step=on_step)
-            image = geometry.paste_centered(painted, image, scale, self.feather_px)
 
     def frames(
         self,
