@@ -6,8 +6,10 @@ code 0, 2 for the user's mistake, 1 for a failure.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -32,6 +34,8 @@ from .runtime.shapes import Size, parse_size
 
 if TYPE_CHECKING:
     from .export import Estimate
+    from .runtime import Limits, LiveStatus, LiveZoom
+    from .runtime.live_server import LiveServer
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -135,11 +139,14 @@ def zoom(
     bundle: BundleArgument,
     image: Annotated[Path, typer.Option(metavar="FILE", help="the picture to zoom out of")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="what is around it")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")] = None,
+    live: Annotated[
+        str | None, typer.Option(metavar="[HOST:]PORT", help="no video: show the zoom on a page there, until Ctrl-C")
+    ] = None,
     strip: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a strip of frames, a PNG")] = None,
     negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="what not to paint")] = "",
-    seconds: Annotated[float, typer.Option(metavar="S", help="length of the video")] = 4.0,
-    fps: Annotated[float, typer.Option(metavar="F", help="frames per second")] = 30.0,
+    seconds: Annotated[float | None, typer.Option(metavar="S", help="length [4; with --live: endless]")] = None,
+    fps: Annotated[float, typer.Option(metavar="F", help="frames per second; with --live what is held")] = 30.0,
     zoom_rate: Annotated[float, typer.Option(metavar="R", help="how much the view widens per second")] = 2.0,
     keyframe_every: Annotated[int, typer.Option(metavar="N", help="paint 1 frame in N")] = 30,
     preset: Annotated[str, typer.Option(metavar="NAME", help="quality, balanced or fast; what else is given wins")] = (
@@ -165,25 +172,57 @@ def zoom(
     memory_limit: Annotated[
         str, typer.Option(metavar="BYTES", help="open engines in turn to stay below, such as 1GiB")
     ] = "",
+    governor: Annotated[
+        bool, typer.Option("--governor/--no-governor", help="with --live: paint quicker where time or a limit asks")
+    ] = True,
+    power_budget: Annotated[
+        float | None, typer.Option(metavar="WATTS", help="with --live: what the machine may take on average")
+    ] = None,
+    temperature_limit: Annotated[
+        float | None, typer.Option(metavar="C", help="with --live: how hot it may get, in degrees Celsius")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Zoom out of a picture: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Motion, VideoWriter, Zoom, film_strip, load_image, save_png
+    """Zoom out of a picture: paint around it, 1 frame in N, and write the video or show it live."""
+    from .runtime import Limits, LiveZoom, Motion, VideoWriter, Zoom, film_strip, load_image, presets_from, save_png
     from .runtime import preset as find_preset
 
     if strip is not None:
         _check_strip(strip, image)
-    motion = Motion(seconds, fps, zoom_rate, keyframe_every)
+    if live is None and out is None:
+        raise UserError("Missing option '--out'", hint="name the video, or show the zoom on a page with --live 8000")
+    if live is not None and (out is not None or strip is not None):
+        raise UserError("--live shows the zoom and writes neither --out nor --strip", hint="leave out one of them")
+    limits = Limits(power_budget, temperature_limit)
+    if limits != Limits() and (live is None or not governor):
+        raise UserError("limits are for a live zoom with its governor", hint="add --live 8000, or leave them out")
+    motion = Motion(Motion.seconds if seconds is None else seconds, fps, zoom_rate, keyframe_every)
     given = {
         "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
         "blend": blend,
     }  # fmt: skip
-    changes = {name: value for name, value in given.items() if value is not None}
-    painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative_prompt, seed=seed, **changes)
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes |= {"guidance": guidance, "negative_prompt": negative_prompt, "seed": seed}
+    painting = replace(find_preset(preset), **changes)
     started = time.perf_counter()
     stills = []
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     chosen = _parse_size(size) if size else None
+    if live is not None:
+        from .runtime.live_server import LiveServer, parse_address
+
+        with (
+            LiveServer(*parse_address(live)) as server,
+            Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes) as opened,
+        ):
+            paintings = presets_from(preset, opened.bundle.manifest, changes)
+            picture = load_image(image, opened.size)
+            status = _serve(
+                server, LiveZoom(opened, picture, prompt, paintings, motion, limits, governor), limits, seconds
+            )
+        _show(as_json, _builtins(status), lambda: _print_live(status))
+        return
+    assert out is not None
     with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes) as opened:
         scheduled = painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
         calls = len(painting.schedule(len(scheduled)).calls)
@@ -286,6 +325,29 @@ def _check_strip(strip: Path, image: Path) -> None:
         raise UserError(f"the strip is a PNG file, got '{strip}'", hint=f"try --strip {strip}.png")
     if strip.resolve() == image.resolve():
         raise UserError(f"--strip would replace the picture '{image}'", hint="name another file")
+
+
+def _serve(server: LiveServer, live: LiveZoom, limits: Limits, seconds: float | None) -> LiveStatus:
+    """Show a live zoom for so long, or until Ctrl-C; what it did."""
+    with live, server.serving(live), contextlib.suppress(KeyboardInterrupt):
+        err_console.print(f"the zoom is on {server.url}; Ctrl-C ends it", highlight=False)
+        for option, value, measured in (
+            ("--power-budget", limits.power_watts, live.measures_power),
+            ("--temperature-limit", limits.temperature_celsius, live.measures_temperature),
+        ):
+            if value is not None and not measured:
+                _warn(f"{option} has no effect: this machine does not tell it, or not to this user")
+        until = time.monotonic() + (math.inf if seconds is None else seconds)
+        while (left := until - time.monotonic()) > 0:
+            live.wait(min(left, 3600.0))
+    return live.status()
+
+
+def _print_live(status: LiveStatus) -> None:
+    out_console.print(
+        f"{status.frames_shown} frames in {status.elapsed_seconds:.1f} s, {status.frames_dropped} left out; "
+        f"{status.keyframes_painted} keyframes painted, {status.keyframes_late} late"
+    )
 
 
 def _checked(path: Path) -> Bundle:

@@ -2,8 +2,11 @@
 
 from .bundle import Bundle, open_manifest
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
+from .governor import Limits
 from .images import film_strip, load_image, save_png
 from .inpainting import Inpainting, Painting, PromptTruncatedWarning
+from .live import LiveStatus, LiveZoom
+from .operating_points import presets_from
 from .presets import PRESETS, preset
 from .video import VideoWriter
 from .zoom import Motion, Zoom, open_bundle
@@ -13,6 +16,9 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Inpainting",
+    "Limits",
+    "LiveStatus",
+    "LiveZoom",
     "MissingPackageError",
     "Motion",
     "OutzoomError",
@@ -26,5 +32,6 @@ __all__ = [
     "open_bundle",
     "open_manifest",
     "preset",
+    "presets_from",
     "save_png",
 ]

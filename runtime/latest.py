@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import statistics
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+
+import numpy as np
 
 from .inpainting import Picture
 
@@ -67,4 +68,4 @@ class LatestFrame:
     def latency_ms(self) -> float | None:
         """The median time from due to sent; None before the first."""
         with self._changed:
-            return statistics.median(self._latency_ms) if self._latency_ms else None
+            return float(np.median(self._latency_ms)) if self._latency_ms else None

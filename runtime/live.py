@@ -8,14 +8,14 @@ frames. Memory holds at most LOOKAHEAD + 2 keyframes and two frames.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from . import geometry
 from .camera import Camera
@@ -26,7 +26,7 @@ from .latest import LatestFrame
 from .operating_points import OperatingPoint, operating_points
 from .pacing import FrameClock, Pacing, RecentFrames
 from .painter import Painter
-from .sensors import PowerMeter, temperature_celsius
+from .sensors import NOT_MEASURED, PowerMeter, temperature_celsius
 from .zoom import Motion, Zoom
 
 CONTROL_SECONDS = 1.0
@@ -36,7 +36,7 @@ STOP_SECONDS = 30.0  # how long the end waits for the UNet's call in work
 
 
 @dataclass(frozen=True)
-class Status:
+class LiveStatus:
     """What a live zoom does now; what isn't known or can't be measured is None.
 
     `frames` are those of the last 10 seconds. `latency_ms`: from when a frame was due to when a viewer's connection had
@@ -167,12 +167,12 @@ class LiveZoom:
             self._points, self._state = points, State()
             self._painter.change(point=points[0])
 
-    def status(self) -> Status:
+    def status(self) -> LiveStatus:
         """What it does now."""
         now = time.monotonic()
         with self._lock:
             point, progress, failure = self._points[self._state.level], self._painter.progress(), self.failure
-            return Status(
+            return LiveStatus(
                 running=self._running,
                 prompt=self._painter.prompt,
                 elapsed_seconds=now - self._started,
@@ -181,7 +181,7 @@ class LiveZoom:
                 frames_shown=self._shown,
                 frames_dropped=self._dropped,
                 latency_ms=self.latest.latency_ms,
-                render_ms=statistics.median(self._render_ms) if self._render_ms else None,
+                render_ms=float(np.median(self._render_ms)) if self._render_ms else None,
                 zoom_rate=math.exp(self._camera.speed),
                 zoom_rate_asked=self._motion.zoom_rate,
                 keyframe_every=point.keyframe_every,
@@ -201,6 +201,17 @@ class LiveZoom:
                 temperature_celsius=self._celsius,
                 error=None if failure is None else str(failure) or type(failure).__name__,
             )
+
+    @property
+    def measures_power(self) -> bool:
+        """Whether the machine tells its power; on mains a battery doesn't."""
+        self._power.read_watts()
+        return self._power.method != NOT_MEASURED
+
+    @property
+    def measures_temperature(self) -> bool:
+        """Whether the machine tells its temperature."""
+        return temperature_celsius() is not None
 
     @property
     def painting_seconds(self) -> list[float]:
@@ -297,8 +308,3 @@ def checked_prompt(prompt: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError("the prompt is no text that UTF-8 can hold", hint="type it, or paste plain text") from error
     return prompt
-
-
-def as_dict(status: Status) -> dict[str, object]:
-    """For JSON."""
-    return dataclasses.asdict(status)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import statistics
 import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+
+import numpy as np
 
 from . import geometry
 from .inpainting import Picture
@@ -130,7 +131,7 @@ class Painter:
     def _estimate(self, point: OperatingPoint) -> float | None:
         if not self._seconds_per_work:
             return None
-        return statistics.median(self._seconds_per_work) * point.work
+        return float(np.median(self._seconds_per_work)) * point.work
 
     def _run(self) -> None:
         _be_nice()

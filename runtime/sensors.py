@@ -14,6 +14,7 @@ from pathlib import Path
 from .machine import read_text
 
 SYS = Path("/sys")
+NOT_MEASURED = "not measured"
 PLAUSIBLE_CELSIUS = (1.0, 150.0)  # zones that nothing is connected to tell 0, -273 or wilder things
 
 
@@ -27,7 +28,7 @@ class PowerMeter:
 
     sys: Path = SYS
     clock: Callable[[], float] = time.monotonic
-    method: str = "not measured"
+    method: str = NOT_MEASURED
     _last: dict[Path, tuple[float, int]] = field(default_factory=dict)  # by domain: when, and the counter then
 
     def read_watts(self) -> float | None:
@@ -65,7 +66,7 @@ class PowerMeter:
 
     def _battery_watts(self) -> float | None:
         found = list(_discharging(self.sys))
-        self.method = "battery" if found else "not measured"
+        self.method = "battery" if found else NOT_MEASURED
         return sum(found) if found else None
 
 
