@@ -12,14 +12,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import geometry
 from .camera import Camera
-from .errors import OutzoomError, UserError
+from .errors import UserError
 from .governor import Limits, Observation, State, decide
 from .inpainting import Painting, Picture
 from .latest import LatestFrame
@@ -30,6 +30,7 @@ from .sensors import NOT_MEASURED, PowerMeter, temperature_celsius
 from .zoom import Motion, Zoom
 
 CONTROL_SECONDS = 1.0
+TELLING_SECONDS = 3.0  # of frames, before it counts that some were left out
 HOLD_SPEED = 1e-4  # a slower camera stands still
 MAX_PROMPT_CHARACTERS = 1000
 STOP_SECONDS = 30.0  # how long the end waits for the UNet's call in work
@@ -130,8 +131,7 @@ class LiveZoom:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        if not self._painter.stop(STOP_SECONDS):
-            raise OutzoomError("an engine did not come back to end the painting", hint="end the process")
+        self._painter.stop(STOP_SECONDS)
 
     def wait(self, seconds: float) -> bool:
         """Wait so long or until the zoom has failed, and raise what it failed of; whether it goes on."""
@@ -225,9 +225,8 @@ class LiveZoom:
     def _scale(self, point: OperatingPoint) -> float:
         return geometry.keyframe_scale(self._motion.zoom_rate, point.keyframe_every, self._motion.fps)
 
-    def _guarded(self, work: object) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            assert callable(work)
             work()
         except BaseException as error:  # a thread that ends in silence would leave a picture that stands still
             self._error = error
@@ -266,7 +265,8 @@ class LiveZoom:
         step = outer.depth - inner.depth
         t = min(max((camera.depth - inner.depth) / step, 0.0), 1.0)
         picture = geometry.in_between(inner.picture, outer.picture, math.exp(-step), t, self._zoom.feather_px)
-        self._render_ms.append(1e3 * (time.monotonic() - started))
+        with self._lock:
+            self._render_ms.append(1e3 * (time.monotonic() - started))
         return picture
 
     def _note_shown(self, dropped: int) -> None:
@@ -276,7 +276,7 @@ class LiveZoom:
             self._dropped += dropped
 
     def _control(self) -> None:
-        last, shown, dropped = time.monotonic(), 0, 0
+        last, painted = time.monotonic(), 0
         while not self._ended.wait(CONTROL_SECONDS):
             if self._painter.error is not None:
                 self._ended.set()
@@ -284,18 +284,27 @@ class LiveZoom:
             watts, celsius, now = self._power.read_watts(), temperature_celsius(), time.monotonic()
             with self._lock:
                 self._watts, self._celsius = watts, celsius
-                new, left_out = self._shown - shown, self._dropped - dropped
-                shown, dropped = self._shown, self._dropped
-                fraction = new / (new + left_out) if self._running and new else None
-                seen = Observation(now - last, self._painter.progress().painting_seconds, fraction, watts, celsius)
+                progress = self._painter.progress()
+                seen = Observation(now - last, progress.painting_seconds, self._shown_fraction(), watts, celsius)
                 last = now
-                if self._running and self._governed:
+                if painted and self._running and self._governed:
                     self._govern(seen)
+                elif not painted:
+                    self._recent.clear()  # loading the engines takes the machine as nothing does later
+                painted = progress.painted
+
+    def _shown_fraction(self) -> float | None:
+        """Of the frames that were due lately; None for too few to tell."""
+        frames = self._recent.pacing()
+        if frames.frames < TELLING_SECONDS * self._motion.fps:
+            return None
+        return frames.frames / (frames.frames + frames.dropped)
 
     def _govern(self, seen: Observation) -> None:
         level = self._state.level
         self._state = decide(self._points, self._limits, self._state, seen)
         if self._state.level != level:
+            self._recent.clear()
             self._painter.change(point=self._points[self._state.level])
 
 

@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from .errors import OutzoomError, UserError
-from .live import LiveZoom
+from .live import LiveZoom, checked_prompt
 
 LOOPBACK = "127.0.0.1"
 MAX_CONNECTIONS = 32
@@ -93,10 +94,16 @@ class LiveServer(ThreadingHTTPServer):
         self._arriving: dict[socket.socket, float] = {}  # until when their requests must have arrived
         self._arriving_lock = threading.Lock()
 
+    def server_bind(self) -> None:
+        """As the base class, but without looking up this machine's name, which takes long where nobody answers."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
     @property
     def url(self) -> str:
-        """Where the page is."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """Where the page is; of an address that means all of this machine's, with its name."""
+        host = socket.gethostname() if self.bound.is_unspecified else self.host
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.server_address[1]}/" + (f"?token={self.token}" if self.token else "")
 
     @contextmanager
@@ -116,7 +123,7 @@ class LiveServer(ThreadingHTTPServer):
     def is_own_host(self, header: str | None) -> bool:
         """Whether a Host header names this machine in a way that no foreign name could: see DNS rebinding above."""
         try:
-            name = urlsplit(f"//{header}").hostname
+            name = urlsplit(f"//{header or ''}").hostname
         except ValueError:
             return False
         if name is None:
@@ -137,7 +144,12 @@ class LiveServer(ThreadingHTTPServer):
             return
         with self._arriving_lock:
             self._arriving[request] = time.monotonic() + REQUEST_SECONDS
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread to be had
+            self.arrived(request)
+            self._places.release()
+            raise
 
     def arrived(self, request: socket.socket) -> None:
         """Its request is here whole."""
@@ -236,8 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """As JSON; also what the base class finds wrong with a request."""
         with contextlib.suppress(OSError):
-            if not hasattr(self, "request_version"):
-                self.request_version = self.protocol_version
+            self.request_version = self.protocol_version  # with a status line, whatever was asked
             self._send(http.HTTPStatus(code), {"error": message or http.HTTPStatus(code).phrase})
 
     def _answer(self, routes: dict[str, Callable[[LiveZoom], None]]) -> None:
@@ -255,9 +266,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(http.HTTPStatus.BAD_REQUEST, {"error": " ".join(filter(None, (str(error), error.hint)))})
 
     def _check(self) -> None:
-        """Raises _RefusedError for a head that is too long, and for who may not ask."""
+        """Raises _RefusedError for a head that is too long or of another age, and for who may not ask."""
+        old, self.request_version = self.request_version == "HTTP/0.9", self.protocol_version
         if self.rfile.is_used_up:
             raise _RefusedError(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"at most {MAX_HEAD_BYTES} bytes")
+        if old:
+            raise _RefusedError(http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "ask in HTTP/1.0 or later")
         if not self.server.is_own_host(self.headers.get("Host")):
             raise _RefusedError(http.HTTPStatus.FORBIDDEN, "the Host header does not name this machine")
         if self.server.token:
@@ -288,6 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":  # what a form can't send without being asked
             raise _RefusedError(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
         control = self._body()
+        if control.prompt is not None:
+            checked_prompt(control.prompt)  # all or nothing
         if control.keyframe_every is not None:
             live.set_keyframe_every(control.keyframe_every)
         if control.prompt is not None:

@@ -261,6 +261,7 @@ def test_the_zoom_is_steered(served):
         (b"hello\r\n\r\n", 400),
         (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 505),
         (b"GET / HTTP/one\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 505),
         (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
