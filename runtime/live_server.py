@@ -42,6 +42,7 @@ MAX_VIEWERS = 8  # connections that stream frames
 MAX_HEAD_BYTES = 16 << 10
 MAX_BODY_BYTES = 8 << 10
 REQUEST_SECONDS = 10.0  # in which a request must have arrived
+LINGER_SECONDS, LINGER_READS = 0.5, 8  # for what comes after a request that is refused
 SEND_SECONDS = 10.0  # in which a viewer must have taken a frame
 REPEAT_SECONDS = 5.0  # a frame that stays is sent again, which shows who has gone
 SEND_BUFFER_BYTES = 64 << 10  # a few frames: what is in there is old when a slow viewer gets it
@@ -226,13 +227,13 @@ class _Handler(BaseHTTPRequestHandler):
     """One request, for HTTP/1.0 closes the connection after each."""
 
     server: LiveServer
-    server_version, sys_version = "outzoom", ""
     timeout = REQUEST_SECONDS
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
         self.connection = self.request
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._refused = False
         super().setup()
         self.rfile: Any = _BoundedReader(self.rfile, MAX_HEAD_BYTES)
 
@@ -241,6 +242,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._answer({"/control": self._control})
+
+    def version_string(self) -> str:
+        """What answers; no versions, which tell an attacker what to try."""
+        return "outzoom"
+
+    def finish(self) -> None:
+        """Close; first take what a client may still be sending, or it would lose the answer that refuses it."""
+        super().finish()
+        if self._refused:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_WR)
+                self.connection.settimeout(LINGER_SECONDS)
+                for _ in range(LINGER_READS):
+                    if not self.connection.recv(1 << 16):
+                        break
 
     def log_message(self, *_: Any) -> None:
         """Say nothing: stdout and stderr are the command's."""
@@ -354,6 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.viewers.release()
 
     def _send(self, status: http.HTTPStatus, content: object) -> None:
+        self._refused = self._refused or status >= http.HTTPStatus.BAD_REQUEST
         self._send_bytes(status, "application/json", msgspec.json.encode(content))
 
     def _send_bytes(self, status: http.HTTPStatus, kind: str, data: bytes, policy: str = "default-src 'none'") -> None:
