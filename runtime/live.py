@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import geometry
-from .camera import Camera
+from .zoom_camera import Camera
 from .errors import UserError
 from .governor import Limits, Observation, State, decide
 from .inpainting import Painting, Picture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outzoom.runtime.camera import RESERVE_SECONDS, Camera
+from outzoom.runtime.zoom_camera import RESERVE_SECONDS, Camera
 from outzoom.runtime.pacing import WINDOW_SECONDS, FrameClock, Pacing, RecentFrames, pacing
 from outzoom.runtime.sensors import PowerMeter, temperature_celsius
 
