@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
     from .export import Estimate
     from .hardware import Profile, Survey, Workload
-    from .runtime import Film, KeyframeFolder, Motion, Painting, Prompts, Surround, Zoom
+    from .runtime import Film, KeyframeFolder, Limits, LiveStatus, LiveZoom, Motion, Painting, Prompts, Surround, Zoom
+    from .runtime.live_server import LiveServer
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -143,9 +146,12 @@ def export_all(
 @app.command()
 def zoom(
     bundle: BundleArgument,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")],
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture to zoom out of")] = None,
     video: Annotated[Path | None, typer.Option(metavar="FILE", help="or the video: a border around it")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the video: .mp4, .mkv or .webm")] = None,
+    live: Annotated[
+        str | None, typer.Option(metavar="[HOST:]PORT", help="no video: show the zoom on a page there, until Ctrl-C")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="what is when around it; or a .json")] = None,
     negative_prompt: Annotated[
@@ -198,17 +204,27 @@ def zoom(
     memory_limit: Annotated[
         str, typer.Option(metavar="BYTES", help="open engines in turn to stay below, such as 1GiB")
     ] = "",
+    governor: Annotated[
+        bool, typer.Option("--governor/--no-governor", help="with --live: paint quicker where time or a limit asks")
+    ] = True,
+    power_budget: Annotated[
+        float | None, typer.Option(metavar="WATTS", help="with --live: what the machine may take on average")
+    ] = None,
+    temperature_limit: Annotated[
+        float | None, typer.Option(metavar="C", help="with --live: how hot it may get, in degrees Celsius")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Zoom out of a picture, or of a video: paint around it, 1 frame in N, and write the video."""
-    from .runtime import Motion, Surround, Zoom, film_strip, save_png
+    """Zoom out of a picture, or of a video: paint around it, 1 frame in N, and write the video or show it live."""
+    from .runtime import Limits, Motion, Surround, Zoom, film_strip, save_png
     from .runtime import preset as find_preset
 
-    only_pictures = {
-        "--zoom-rate": zoom_rate, "--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in,
-        "--keyframes": keyframes, "--restart": restart,
-    }  # fmt: skip
-    source = _only_source(image, video, only_pictures, {"--scale": scale, "--no-audio": not audio})
+    of_films = {"--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in}
+    of_films |= {"--keyframes": keyframes, "--restart": restart}
+    of_pictures = {"--zoom-rate": zoom_rate, "--live": live, **of_films}
+    source = _only_source(image, video, of_pictures, {"--scale": scale, "--no-audio": not audio})
+    limits = Limits(power_budget, temperature_limit)
+    _check_shown(out, live, {"--strip": strip, **of_films}, limits != Limits(), governor)
     if strip is not None:
         _check_strip(strip, source)
     schedule = _prompts(prompt, prompts)
@@ -218,23 +234,30 @@ def zoom(
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     negative = (schedule.negative or "") if negative_prompt is None else negative_prompt
-    painting = replace(find_preset(preset), guidance=guidance, negative_prompt=negative, seed=seed, **changes)
-    motion = None
-    if video is None:
-        values = {"seconds": seconds, "fps": fps, "zoom_rate": zoom_rate, "keyframe_every": keyframe_every}
-        motion = Motion(**{name: value for name, value in values.items() if value is not None})
+    changes |= {"guidance": guidance, "negative_prompt": negative, "seed": seed}
+    painting = replace(find_preset(preset), **changes)
+    pace = {"seconds": seconds, "fps": fps, "zoom_rate": zoom_rate, "keyframe_every": keyframe_every}
+    motion = Motion(**{name: value for name, value in pace.items() if value is not None}) if video is None else None
     started = time.perf_counter()
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
-    chosen = _parse_size(size) if size else None
+    open_zoom = partial(
+        Zoom, size=_parse_size(size) if size else None, memory_limit_bytes=limit_bytes, cache=cache_folder()
+    )
+    if live is not None and motion is not None:
+        opens, painted = (lambda: open_zoom(_checked(bundle))), (preset, changes)
+        status = _zoom_live(opens, source, live, prompt or "", motion, painted, limits, governor, seconds)
+        _show(as_json, _builtins(status), lambda: _print_live(status))
+        return
+    assert out is not None
     if video is not None:
         surround = Surround(0.75 if scale is None else scale, 5 if keyframe_every is None else keyframe_every)
         _check_video_out(out, source)
-    with Zoom(_checked(bundle), chosen, memory_limit_bytes=limit_bytes, cache=cache_folder()) as opened:
+    with open_zoom(_checked(bundle)) as opened:
         if motion is None:
             result, stills = _zoom_video(opened, source, prompt or "", out, surround, painting, seconds, fps, audio)
         else:
-            given = {"schedule": schedule, "motion": motion, "painting": painting, "end_image": end_image, "loop": loop}
-            result, stills = _zoom_picture(opened, source, out, keyframes, restart, zoom_in, **given)
+            film = {"schedule": schedule, "motion": motion, "painting": painting, "end_image": end_image, "loop": loop}
+            result, stills = _zoom_picture(opened, source, out, keyframes, restart, zoom_in, **film)
     if strip is not None:
         save_png(film_strip(stills), strip)
     result |= {
@@ -247,6 +270,42 @@ def zoom(
             "a bundle built with --segments, or of a smaller recipe, takes less"
         )
     _show(as_json, result, lambda: _print_zoom(result))
+
+
+def _check_shown(
+    out: Path | None, live: str | None, of_films: dict[str, object], has_limits: bool, governor: bool
+) -> None:
+    """Raises UserError unless the zoom is either written or shown live, with options of that."""
+    if live is None and out is None:
+        raise UserError("Missing option '--out'", hint="name the video, or show the zoom on a page with --live 8000")
+    if live is not None and out is not None:
+        raise UserError("--live shows the zoom and writes neither --out nor --strip", hint="leave out one of them")
+    for name, value in of_films.items():
+        if live is not None and value is not None and value is not False:
+            raise UserError(f"{name} is for a zoom that is written, and --live shows one", hint="leave out one of them")
+    if has_limits and (live is None or not governor):
+        raise UserError("limits are for a live zoom with its governor", hint="add --live 8000, or leave them out")
+
+
+def _zoom_live(
+    open_zoom: Callable[[], Zoom],
+    source: Path,
+    address: str,
+    prompt: str,
+    motion: Motion,
+    painted: tuple[str, dict[str, Any]],
+    limits: Limits,
+    governor: bool,
+    seconds: float | None,
+) -> LiveStatus:
+    """Show a zoom on a page, until its time is over or somebody ends it; `painted` is a preset and what changes it."""
+    from .runtime import LiveZoom, load_image, presets_from
+    from .runtime.live_server import LiveServer, parse_address
+
+    with LiveServer(*parse_address(address)) as server, open_zoom() as opened:
+        paintings = presets_from(painted[0], opened.bundle.manifest, painted[1])
+        picture = load_image(source, opened.size)
+        return _serve(server, LiveZoom(opened, picture, prompt, paintings, motion, limits, governor), limits, seconds)
 
 
 def _only_source(
@@ -750,6 +809,29 @@ def _print_zoom(result: dict[str, Any]) -> None:
     out_console.print(
         f"{result['out']}: {result['frames']} frames, {result['keyframes_painted']} of them painted, "
         f"in {result['elapsed_seconds']} s"
+    )
+
+
+def _serve(server: LiveServer, live: LiveZoom, limits: Limits, seconds: float | None) -> LiveStatus:
+    """Show a live zoom for so long, or until Ctrl-C; what it did."""
+    with live, server.serving(live), suppress(KeyboardInterrupt):
+        err_console.print(f"the zoom is on {server.url}; Ctrl-C ends it", highlight=False)
+        for option, value, measured in (
+            ("--power-budget", limits.power_watts, live.measures_power),
+            ("--temperature-limit", limits.temperature_celsius, live.measures_temperature),
+        ):
+            if value is not None and not measured:
+                _warn(f"{option} has no effect: this machine does not tell it, or not to this user")
+        until = time.monotonic() + (math.inf if seconds is None else seconds)
+        while (left := until - time.monotonic()) > 0:
+            live.wait(min(left, 3600.0))
+    return live.status()
+
+
+def _print_live(status: LiveStatus) -> None:
+    out_console.print(
+        f"{status.frames_shown} frames in {status.elapsed_seconds:.1f} s, {status.frames_dropped} left out; "
+        f"{status.keyframes_painted} keyframes painted, {status.keyframes_late} late"
     )
 
 

@@ -5,9 +5,12 @@ from .bundle import Bundle, open_manifest
 from .course import Course
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
 from .film import Film, film_frames, open_keyframes
+from .governor import Limits
 from .images import film_strip, load_image, save_png
 from .inpainting import Inpainting, Painting, PromptTruncatedWarning
 from .keyframes import KeyframeFolder, remove_keyframes
+from .live import LiveStatus, LiveZoom
+from .operating_points import presets_from
 from .presets import PRESETS, preset
 from .prompts import PicturesIgnoredWarning, Prompts, read_prompts
 from .video import VideoWriter
@@ -26,6 +29,9 @@ __all__ = [
     "Film",
     "Inpainting",
     "KeyframeFolder",
+    "Limits",
+    "LiveStatus",
+    "LiveZoom",
     "MissingPackageError",
     "Motion",
     "OutzoomError",
@@ -46,6 +52,7 @@ __all__ = [
     "open_keyframes",
     "open_manifest",
     "preset",
+    "presets_from",
     "read_prompts",
     "remove_keyframes",
     "save_png",

@@ -82,6 +82,7 @@ def test_the_wheel_holds_what_is_needed(wheel, name):
 def test_the_wheel_holds_every_recipe_template_and_demo_file(wheel):
     data = {"models/recipes": "*.toml", "models/configs": "**/*", "benchmarks": "*.html", "models/demo": "**/*"}
     data |= {"hardware/devices": "*.toml", "hardware/drams": "*.toml", "hardware/workloads": "*.json"}
+    data["runtime"] = "*.html"
     for folder, pattern in data.items():
         files = [path for path in (ROOT / folder).glob(pattern) if path.is_file()]
         assert files
