@@ -7,8 +7,6 @@ import os
 import warnings
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from .bundle import Bundle
 
 VARIABLE = "OUTZOOM_CACHE"
@@ -22,6 +20,8 @@ def cache_folder() -> Path | None:
     """The folder that OUTZOOM_CACHE names, none if it is empty; by default one where the system keeps such things."""
     named = os.environ.get(VARIABLE)
     if named is None:
+        from platformdirs import user_cache_path
+
         return user_cache_path("outzoom") / "engines"
     return Path(named).absolute() if named else None
 
