@@ -11,9 +11,9 @@ A pure controller: `decide(points, limits, state, observation)` gives the next s
 2. *Down* when the highest pressure is above 1: to the first point whose work per second is lower by that factor. All
    that a keyframe takes grows with that work, and so do the watts beyond idle. Power and temperature answer slowly,
    so after a change they wait SETTLE_SECONDS before the next.
-3. *Up*, one point at a time, when for `patience_seconds` on end all pressures would have stayed below HEADROOM there.
-   Painting time is proportional to work; of power and of heat above AMBIENT_CELSIUS only DYNAMIC_SHARE is taken to be,
-   the rest is there at idle.
+3. *Up*, when for `patience_seconds` on end all pressures would have stayed below HEADROOM at the next point: to the
+   best point where that holds now, but at most to MAX_RISE times the work per second. Painting time is proportional to
+   work; of power and of heat above AMBIENT_CELSIUS only DYNAMIC_SHARE is taken to be, the rest is there at idle.
 4. *Hysteresis*: besides the gap between 1 and HEADROOM, a rise that had to be undone within PROVEN_SECONDS doubles the
    patience, up to MAX_PATIENCE_SECONDS; one that held halves it. So a limit that lies between two points makes ever
    fewer changes, not a steady back and forth.
@@ -43,6 +43,7 @@ FIRST_PATIENCE_SECONDS = 10.0
 MAX_PATIENCE_SECONDS = 640.0
 PROVEN_SECONDS = 300.0
 SMOOTHING_SECONDS = 3.0  # of power and temperature; of the temperature's slope twice that
+MAX_RISE = 2.0
 MAX_FACTOR = 4.0  # by which work is lowered at once
 
 
@@ -105,11 +106,16 @@ def decide(points: Sequence[OperatingPoint], limits: Limits, state: State, seen:
         return _down(points, state, reason, urgent[reason])
     if state.level == 0 or max(now.values(), default=0.0) > 1:
         return replace(state, calm_seconds=0.0)
-    above = pressures(points[state.level - 1], here, limits, state, seen)
-    calm_seconds = state.calm_seconds + seen.seconds if max(above.values(), default=0.0) < HEADROOM else 0.0
+
+    def has_room(level: int) -> bool:
+        return max(pressures(points[level], here, limits, state, seen).values(), default=0.0) < HEADROOM
+
+    calm_seconds = state.calm_seconds + seen.seconds if has_room(state.level - 1) else 0.0
     if calm_seconds < state.patience_seconds:
         return replace(state, calm_seconds=calm_seconds)
-    return replace(state, level=state.level - 1, reason="spare", held_seconds=0.0, calm_seconds=0.0, on_trial=True)
+    within = [i for i in range(state.level) if points[i].work_per_second <= MAX_RISE * here.work_per_second]
+    level = next((i for i in within if has_room(i)), state.level - 1)
+    return replace(state, level=level, reason="spare", held_seconds=0.0, calm_seconds=0.0, on_trial=True)
 
 
 def pressures(

@@ -45,7 +45,7 @@ REQUEST_SECONDS = 10.0  # in which a request must have arrived
 LINGER_SECONDS, LINGER_READS = 0.5, 8  # for what comes after a request that is refused
 SEND_SECONDS = 10.0  # in which a viewer must have taken a frame
 REPEAT_SECONDS = 5.0  # a frame that stays is sent again, which shows who has gone
-SEND_BUFFER_BYTES = 64 << 10  # a few frames: what is in there is old when a slow viewer gets it
+SEND_BUFFER_FRAMES = 2  # what is in there is old when a slow viewer gets it
 BOUNDARY = "frame"
 PAGE = Path(__file__).with_name("live.html")
 
@@ -231,8 +231,6 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
-        self.connection = self.request
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._refused = False
         super().setup()
         self.rfile: Any = _BoundedReader(self.rfile, MAX_HEAD_BYTES)
@@ -360,6 +358,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if frame is None:
                     continue
                 jpeg = frame.jpeg()
+                if not number:
+                    buffer_bytes = SEND_BUFFER_FRAMES * len(jpeg)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\nX-Frame: {frame.number}\r\n\r\n"
                 # with the boundary at once, for browsers show a part when it has ended
                 self.wfile.write(head.encode() + jpeg + f"\r\n--{BOUNDARY}\r\n".encode())
