@@ -62,8 +62,12 @@ def test_a_person_watches_the_zoom_changes_the_prompt_and_stops_it(browser, live
         until(page, "document.getElementById('view').naturalWidth === 64")
         until(page, "/^[1-9].* of 24 per second/.test(document.getElementById('fps').textContent)")
         first = pixels(page)
-        page.wait_for_timeout(500)
-        assert pixels(page) != first  # it moves
+        for _ in range(40):  # it moves, be the machine ever so busy
+            page.wait_for_timeout(500)
+            if pixels(page) != first:
+                break
+        else:
+            pytest.fail("the picture stood still for 20 seconds")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
         watts = page.locator("#power").inner_text()
         assert watts == "not measured" or watts.endswith(")")
