@@ -392,6 +392,7 @@ PAGES: dict[str, Sections] = {
     "docs/painting.md": {
         "demo-switches": ("demo-switches.json", demo_switches),
         "full-size-keyframe": ("full-size-keyframe.json", full_size_keyframe),
+        "full-size-limits": ("full-size-limits.json", full_size_keyframe),
     },
     "docs/video.md": {
         "demo-video": ("demo-video.json", demo_video),
