@@ -19,7 +19,7 @@ demo: .venv/installed
 	@echo "look at $(OUT)/zoom.mp4, $(OUT)/zoom.png and $(OUT)/report.html"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -219,9 +219,9 @@ def zoom(
     from .runtime import Limits, Motion, Surround, Zoom, film_strip, save_png
     from .runtime import preset as find_preset
 
-    of_films = {"--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in}
+    of_films: dict[str, object] = {"--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in}
     of_films |= {"--keyframes": keyframes, "--restart": restart}
-    of_pictures = {"--zoom-rate": zoom_rate, "--live": live, **of_films}
+    of_pictures: dict[str, object] = {"--zoom-rate": zoom_rate, "--live": live, **of_films}
     source = _only_source(image, video, of_pictures, {"--scale": scale, "--no-audio": not audio})
     limits = Limits(power_budget, temperature_limit)
     _check_shown(out, live, {"--strip": strip, **of_films}, limits != Limits(), governor)
@@ -236,7 +236,7 @@ def zoom(
     negative = (schedule.negative or "") if negative_prompt is None else negative_prompt
     changes |= {"guidance": guidance, "negative_prompt": negative, "seed": seed}
     painting = replace(find_preset(preset), **changes)
-    pace = {"seconds": seconds, "fps": fps, "zoom_rate": zoom_rate, "keyframe_every": keyframe_every}
+    pace: dict[str, Any] = {"seconds": seconds, "fps": fps, "zoom_rate": zoom_rate, "keyframe_every": keyframe_every}
     motion = Motion(**{name: value for name, value in pace.items() if value is not None}) if video is None else None
     started = time.perf_counter()
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
@@ -256,7 +256,13 @@ def zoom(
         if motion is None:
             result, stills = _zoom_video(opened, source, prompt or "", out, surround, painting, seconds, fps, audio)
         else:
-            film = {"schedule": schedule, "motion": motion, "painting": painting, "end_image": end_image, "loop": loop}
+            film: dict[str, Any] = {
+                "schedule": schedule,
+                "motion": motion,
+                "painting": painting,
+                "end_image": end_image,
+                "loop": loop,
+            }
             result, stills = _zoom_picture(opened, source, out, keyframes, restart, zoom_in, **film)
     if strip is not None:
         save_png(film_strip(stills), strip)

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         shrunk = paste_centered(np.zeros((*size[::-1], 3), np.uint8), load_image(DEMO_PICTURE, size), SCALE)
         save_png(shrunk, picture)
         save_png(np.repeat(outside_mask(size, SCALE)[..., None], 3, axis=2).astype(np.uint8) * 255, mask)
-        given = ("--picture", str(picture), "--mask", str(mask), "--prompt", DEMO_PROMPT)
+        given: tuple[str, ...] = ("--picture", str(picture), "--mask", str(mask), "--prompt", DEMO_PROMPT)
         given += ("--guidance", str(args.guidance))
         mine = (*given, *(("--cache", str(args.cache)) if args.cache else ()))
         sides = [ours(name, args.bundle, name, mine) for name in PRESETS]

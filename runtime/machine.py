@@ -57,14 +57,16 @@ def parse_bytes(text: str) -> int:
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
     if found is None or found[2].lower() not in units:
         raise UserError(f"'{text}' is no amount of memory", hint="write it like 1GiB, 1.5GB or 800MiB")
-    return round(float(found[1]) * units[found[2].lower()])
+    size_bytes: int = round(float(found[1]) * units[found[2].lower()])
+    return size_bytes
 
 
 def rss_bytes() -> int | None:
     """The resident memory that this process has now; None where the system does not tell without more packages."""
     if sys.platform != "linux":
         return None
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages, page_bytes = int(Path("/proc/self/statm").read_text().split()[1]), int(os.sysconf("SC_PAGE_SIZE"))
+    return pages * page_bytes
 
 
 def forget_mapped(file: Path) -> None:
