@@ -352,7 +352,8 @@ def live(result: dict[str, Any]) -> str:
         f"`{result['source']}` as {result['bundle']} at {result['size'][0]}x{result['size'][1]}, {motion['fps']:g} "
         f"frames per second asked for, 1 in {motion['keyframe_every']} painted, {painting['steps']} steps with "
         f"guidance, the view {motion['zoom_rate']:g} times as wide each second; {machine['cpu_model']}, "
-        f"{machine['usable_cores']} cores; frames as they arrive in another process over HTTP:",
+        f"{machine['usable_cores']} cores, load average {machine['load_average_1min']:.1f} before; frames "
+        "as they arrive in another process over HTTP:",
         "",
         "| | s | frames per second | apart, ms: median (95%, 99%, most) | frames left out or missed | keyframes per "
         "second | late | a keyframe takes, ms (p10-p90) | speed to that asked for | governor's points |",
@@ -377,7 +378,8 @@ def live(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     power = result["phases"][0]["power_watts"]
     watts = f"{power:.1f} W ({result['power_method']})" if power is not None else "not measured: the machine tells none"
-    lines += ["", f"Power {watts}; {result['peak_rss_bytes'] / 1e6:.0f} MB of memory at most."]
+    busy = " Other work ran on the machine meanwhile, in all phases." if machine["warning"] else ""
+    lines += ["", f"Power {watts}; {result['peak_rss_bytes'] / 1e6:.0f} MB of memory at most.{busy}"]
     return "\n".join(lines)
 
 
