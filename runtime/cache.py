@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .bundle import Bundle
 
@@ -26,15 +26,17 @@ def cache_folder() -> Path | None:
     return Path(named).absolute() if named else None
 
 
-def engine_cache(cache: Path | None, bundle: Bundle, files: tuple[Path, ...], version: str) -> Path | None:
-    """The folder of an engine of these files in the cache, made if need be; None with a warning if it can't be written.
+def engine_cache(cache: Path | None, bundle: Bundle, engine: Path, version: str) -> Path | None:
+    """The folder of an engine in the cache, made if need be; None with a warning if it can't be written.
 
-    It is another one for other contents of the files, and for another version of the package that runs them.
+    It is another one for other contents of the files in the engine's folder, its weights among them, and for another
+    version of the package that runs it.
     """
     if cache is None:
         return None
-    entries = bundle.manifest.files
-    hashes = [entries[file.relative_to(bundle.path).as_posix()].sha256 for file in files]
+    beside = engine.relative_to(bundle.path).parent.as_posix()
+    files = sorted(bundle.manifest.files.items())
+    hashes = [entry.sha256 for name, entry in files if PurePosixPath(name).parent.as_posix() == beside]
     key = hashlib.sha256("\0".join([version, *hashes]).encode()).hexdigest()[:16]
     folder = cache / f"{bundle.manifest.target}-{key}"
     try:

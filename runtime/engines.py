@@ -27,11 +27,6 @@ class EngineFiles:
     engine: Path
     packed: Path | None
 
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Both, or the one that there is."""
-        return (self.engine,) if self.packed is None else (self.engine, self.packed)
-
     def complete(self, cache: Path | None = None) -> AbstractContextManager[Path]:
         """The engine beside all of its weights, for as long as it takes to load it, or kept in a cache."""
         if self.packed is None:
@@ -122,9 +117,11 @@ class EnginePool:
             self._close([one])
 
     def _close(self, keys: Iterable[EngineKey]) -> None:
-        for key in list(keys):
-            self._open.pop(key).close()
-        _give_back()
+        closing = [self._open.pop(key) for key in list(keys)]
+        for engine in closing:
+            engine.close()
+        if closing:
+            _give_back()
 
 
 def _give_back() -> None:

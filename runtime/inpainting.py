@@ -134,7 +134,7 @@ class Inpainting:
         component, batch, segment = key
         manifest = self.bundle.manifest
         backend, files = backend_for(manifest.target), self._files(key)
-        cache = engine_cache(self._cache, self.bundle, files.paths, backend.version())
+        cache = engine_cache(self._cache, self.bundle, files.engine, backend.version())
         with files.complete(cache) as file:
             return backend.load(
                 file, manifest.recipe.compute, () if segment else manifest.components[component].inputs,
@@ -150,7 +150,7 @@ class Inpainting:
 
     def _run_each(self, component: str, several: Sequence[Mapping[str, Array]], outputs: Sequence[str]) -> list[Feeds]:
         """The outputs of an engine for each of several feeds, in one call of it where it takes so many at once."""
-        batched = [spec.name for spec in self.bundle.manifest.components[component].inputs if spec.shape[0] == "batch"]
+        batched = [spec.name for spec in self.bundle.manifest.components[component].inputs if "batch" in spec.shape[:1]]
         together = bool(batched) and len(several) == self.bundle.manifest.batch > 1
         engine = self.engine(component, len(several) if together else 1)
         try:

@@ -3,11 +3,12 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from outzoom.runtime import Painting, open_bundle
-from outzoom.runtime.cache import CacheWarning, cache_folder
+from outzoom.runtime import Bundle, Painting, open_bundle, open_manifest
+from outzoom.runtime.cache import CacheWarning, cache_folder, engine_cache
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,14 @@ def test_the_variable_names_the_folder_or_none(monkeypatch, tmp_path):
     assert cache_folder() is None
     monkeypatch.delenv("OUTZOOM_CACHE")
     assert cache_folder().name == "engines"
+
+
+def test_other_weights_under_the_same_graph_have_a_place_of_their_own(packed_bundles, tmp_path):
+    bundle = open_manifest(packed_bundles["onnxruntime-kmeans4"])
+    engine = bundle.engine("unet")
+    (weights,) = [name for name in bundle.manifest.files if name.startswith("unet/") and name.endswith(".safetensors")]
+    other = msgspec.structs.replace(bundle.manifest.files[weights], sha256="0" * 64)
+    manifest = msgspec.structs.replace(bundle.manifest, files={**bundle.manifest.files, weights: other})
+    places = [engine_cache(tmp_path, one, engine, "1.0") for one in (bundle, Bundle(bundle.path, manifest), bundle)]
+    assert places[0] == places[2] != places[1]
+    assert engine_cache(tmp_path, bundle, engine, "1.1") != places[0]
