@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from ..hardware import Prediction, Profile, Survey, Workload
 from ..hardware.traffic import __doc__ as traffic_rule
-from ..runtime.errors import printable
 from ..runtime.files import atomic_file
+from .pages import render
 from .prediction_plots import by_layer, energy_by_level, pareto, roofline, traffic
 from .report import digits
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-TEMPLATE = Path(__file__).with_name("predict.html")
+TEMPLATE = "predict.html"
 MAX_ROOFLINES = 4
 
 
@@ -38,18 +38,11 @@ def write_page(found: Survey, profiles: Sequence[Profile], workloads: Sequence[W
 
 def render_page(found: Survey, profiles: Sequence[Profile], workloads: Sequence[Workload]) -> str:
     """The page as HTML. Names and texts of bundles, profiles and the command line are escaped."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def shown(value: object) -> object:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(digits=digits)
+    filters = {"digits": digits}
     front = sorted((one for one in found.predictions if one.is_pareto), key=lambda one: one.frames_per_second)
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return render(
+        TEMPLATE,
+        filters,
         survey=found,
         profiles=profiles,
         workloads=workloads,

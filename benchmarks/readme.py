@@ -87,7 +87,7 @@ def demo_recipes(result: dict[str, Any]) -> str:
             f"{step['median_ms']:.1f} ({step['p10_ms']:.1f}-{step['p90_ms']:.1f})",
             f"{step['ratio_to_fp32']['median']:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     lines += [
         "",
         "The steps were timed in turn, all engines of a target loaded in one process; there the idle threads of ONNX "
@@ -121,7 +121,7 @@ def demo_bench(results: dict[str, Any]) -> str:
             f"{bundle['memory']['peak_rss_bytes'] / 1e6:.0f}",
             f"{quality[0]['border_psnr_db']:.1f}" if quality and quality[0]["border_psnr_db"] else "reference or equal",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     lines += [
         "",
         f"`import outzoom.runtime` takes {imported['latency']['median_ms']:.0f} ms and "
@@ -170,6 +170,11 @@ def full_size(result: dict[str, Any]) -> str:
                 f"({call['p10']:.2f}-{call['p90']:.2f}), the bare engine {bare['median']:.2f} s."
             ]
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def _with_error(value: dict[str, float], digits: int) -> str:
@@ -266,7 +271,7 @@ def compression(result: dict[str, Any]) -> str:
     steps = {name: step for timed in result["timing"].values() for name, step in timed["engines"].items()}
     for name, one in result["results"].items():
         cells = [name, *(_compressed(one, steps.get(name)) if "error" not in one else _failed(one["error"]))]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
@@ -317,7 +322,7 @@ def demo_switches(result: dict[str, Any]) -> str:
             f"{one['keyframe_ssim']['mean']:.3f}",
             _with_error(one["border_psnr_to_truth_db"], 2),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
@@ -341,7 +346,7 @@ def full_size_keyframe(result: dict[str, Any]) -> str:
             f"{side['load_seconds']:.1f}",
             f"{side['peak_rss_bytes'] / 2**30:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
@@ -375,7 +380,7 @@ def live(result: dict[str, Any]) -> str:
             f"{phase['zoom_rate_fraction']:.3f}",
             f"{points} of the time, of {result['levels']} points",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     power = result["phases"][0]["power_watts"]
     watts = f"{power:.1f} W ({result['power_method']})" if power is not None else "not measured: the machine tells none"
     busy = " Other work ran on the machine meanwhile, in all phases." if machine["warning"] else ""

@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import printable
 from ..runtime.files import atomic_file
+from .pages import render
 from .plots import COLOURS, Bar, bar_chart
 from .results import BundleResult, Executed, Latency, Results
 from .settings import MIN_RUNS
@@ -22,7 +22,7 @@ from .settings import MIN_RUNS
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = "report.html"
 MAX_PICTURE_PX = 256  # larger frames are shown smaller: strip.png holds them in full
 BUSY_CPU_FRACTION = 0.1
 COMPONENT_LABELS = {
@@ -75,18 +75,13 @@ def write_report(results: Results, strips: Strips, path: Path) -> None:
 
 def render_report(results: Results, strips: Strips) -> str:
     """The page as HTML. Names and texts from bundles and the command line are escaped."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def shown(value: object) -> object:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(digits=digits, mb=mb, seconds=seconds, similarity=similarity, png=png_data_uri)
+    filters: dict[str, Callable[..., Any]] = {
+        "digits": digits, "mb": mb, "seconds": seconds, "similarity": similarity, "png": png_data_uri,
+    }  # fmt: skip
     settings, labels = results.settings, _component_labels(results)
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return render(
+        TEMPLATE,
+        filters,
         results=results,
         settings=settings,
         machine=results.machine,

@@ -82,13 +82,13 @@ def split(
     segments = []
     for begin, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
         inside = set(nodes[begin:end])
-        made = [value for node in nodes[begin:end] for value in node.outputs]
+        made = dict.fromkeys(value for node in nodes[begin:end] for value in node.outputs)
         outputs = [
             value for value in made
             if value.is_graph_output() or any(user not in inside for user in users.get(value, ()))
         ]  # fmt: skip
         taken = dict.fromkeys(value for node in nodes[begin:end] for value in _sources(node, moving))
-        inputs = [value for value in taken if value not in set(made)]
+        inputs = [value for value in taken if value not in made]
         graph = ir.convenience.extract(model.graph, inputs, outputs)
         segments.append(ir.Model(graph, ir_version=model.ir_version))
     return segments

@@ -361,17 +361,23 @@ def _parts(
 
 
 def _parity_db(parts: Iterable[Part], references: Path, target: str, compute: str, sides: Sides) -> float:
-    """The lowest PSNR of what the parts make, one after another, against what the module made of the same inputs."""
+    """The lowest PSNR of what the parts make, one after another, against what the module made of the same inputs.
+
+    What several parts make under the last one's name, as the whole UNet and the shallow one do, counts each time.
+    """
     from .parity import tensor_psnr_db
 
     probes = [load_arrays(file) for file in sorted(references.glob("*.npz"))]
-    made: list[dict[str, Array]] = [{}] * len(probes)
+    made: list[list[dict[str, Array]]] = [[] for _ in probes]
     for part in parts:
-        for index, (values, numbers) in enumerate(zip(probes, sides, strict=True)):
-            made[index] = _run(part, values, target, compute, numbers)
-            values |= made[index]
-    outputs = [output for last in made for output in last.values()]
-    return min(tensor_psnr_db(values[OUTPUT], output) for values, output in zip(probes, outputs, strict=True))
+        for found, values, numbers in zip(made, probes, sides, strict=True):
+            found.append(_run(part, values, target, compute, numbers))
+            values |= found[-1]
+    return min(
+        tensor_psnr_db(values[OUTPUT], one[name])
+        for found, values in zip(made, probes, strict=True)
+        for name in found[-1] for one in found if name in one
+    )  # fmt: skip
 
 
 def _run(

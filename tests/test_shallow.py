@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
 from outzoom.export.plan import skip_connections
 from outzoom.export.shallow import split_shallow
+from outzoom.export.work import OUTPUT, Part, _parity_db
 from outzoom.runtime import BundleError, OutzoomError, Painting, UserError, Zoom, open_manifest
 from outzoom.runtime.bundle import DEEP_FEATURES, SHALLOW_UNET
 from outzoom.runtime.denoising import Schedule
@@ -159,6 +160,18 @@ def test_a_shallow_unet_that_takes_what_the_whole_one_does_not_is_refused(shallo
     file.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, components=components)))
     with pytest.raises(BundleError, match="unet_shallow takes what unet does not: 'else'"):
         open_manifest(bundle)
+
+
+def test_a_whole_unet_that_is_wrong_shows_in_the_parity_though_the_shallow_one_is_right(tmp_path):
+    np.savez(tmp_path / "0.npz", x=np.float32([0, 1, 2]), **{OUTPUT: np.float32([0, 2, 4])})
+    parts = []
+    for name, factor in (("whole", 3.0), ("shallow", 2.0)):
+        text = f"g (float[3] x) => (float[3] y) <float f = {{{factor}}}> {{ y = Mul(x, f) }}"
+        ir.save(ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 21]> {text}'), tmp_path / f"{name}.onnx")
+        parts.append(Part(tmp_path / f"{name}.onnx", ("x",)))
+    by_hand = 10 * np.log10(4**2 / ((0 + 1 + 4) / 3))  # 0, 3, 6 in place of 0, 2, 4
+    assert _parity_db(parts, tmp_path, "onnxruntime", "float32", [{}]) == pytest.approx(by_hand)
+    assert _parity_db(parts[1:], tmp_path, "onnxruntime", "float32", [{}]) == np.inf
 
 
 @pytest.mark.parametrize("skips", [-1, 12, 100])
