@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import geometry
+from .bundle import MANIFEST_NAME
 from .course import Course, render
 from .errors import UserError
 from .files import sha256_of
@@ -80,7 +81,7 @@ def open_keyframes(path: str | Path, zoom: Zoom, film: Film) -> KeyframeFolder:
     painting = asdict(film.painting)
     painting["scheduler"] = film.painting.scheduler or default_scheduler(manifest.scheduler)
     settings = {
-        "bundle": sha256_of(zoom.bundle.path / "bundle.json"),
+        "bundle": sha256_of(zoom.bundle.path / MANIFEST_NAME),
         "size": "x".join(map(str, zoom.size)),
         "picture": _hash(film.start),
         **painting,

@@ -2,7 +2,7 @@
 
 Three threads: the painter stays a few keyframes ahead (painter.py; engines release Python's lock while they run), the
 renderer makes each frame before it is due and hands it out when it is, and the controller reads the sensors once a
-second and lets the governor choose (governor.py). Painting that is late slows the camera down (camera.py), not the
+second and lets the governor choose (governor.py). Painting that is late slows the camera down (zoom_camera.py), not the
 frames. Memory holds at most LOOKAHEAD + 2 keyframes and two frames.
 """
 

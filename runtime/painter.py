@@ -25,7 +25,7 @@ NICENESS = 5  # of the threads that paint, so that a frame that is due comes fir
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A keyframe and how deep in the zoom it is: see camera.py."""
+    """A keyframe and how deep in the zoom it is: see zoom_camera.py."""
 
     picture: Picture
     depth: float
