@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from . import __version__
 from .runtime import Bundle, open_manifest
@@ -32,15 +26,30 @@ from .runtime.cache import cache_folder
 from .runtime.errors import MissingPackageError, OutzoomError, UserError, printable, unknown_name
 from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
+from .tables import (
+    print_bundles,
+    print_components,
+    print_devices,
+    print_doctor,
+    print_estimate,
+    print_live,
+    print_predictions,
+    print_zoom,
+)
+from .terminal import builtins_of, err_console, out_console, progress_bars, show, warn
+from .zooming import (
+    check_shown,
+    check_strip,
+    check_video_out,
+    only_source,
+    prompts_of,
+    zoom_live,
+    zoom_picture,
+    zoom_video,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from .export import Estimate
-    from .hardware import Profile, Survey, Workload
-    from .runtime import Film, KeyframeFolder, Limits, LiveStatus, LiveZoom, Motion, Painting, Prompts, Surround, Zoom
-    from .runtime.live_server import LiveServer
+    from .hardware import Workload
 
 DEMO_CHECKPOINT = Path(__file__).parent / "models" / "demo"
 DEFAULT_JOBS = min(2, os.cpu_count() or 1)
@@ -52,10 +61,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Names of files and of what is in them are shown as they are, be there brackets or colons in them.
-out_console = Console(soft_wrap=True, markup=False, emoji=False)
-err_console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a directory that export-all wrote")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
@@ -105,7 +110,7 @@ def export_all(
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # what they remark on is no news to our users
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bars() as progress:
         task = progress.add_task("read the checkpoint", total=None)
         from .export import Plan, Shapes, build, check_disk, estimate, open_checkpoint, read_recipe
 
@@ -133,13 +138,13 @@ def export_all(
 
         bundles = [] if dry_run else list(build(plan, on_event))
     if dry_run:
-        _show(as_json, asdict(expected), lambda: _print_estimate(expected))
+        show(as_json, asdict(expected), lambda: print_estimate(expected))
         return
     seconds = time.perf_counter() - started
-    _show(
+    show(
         as_json,
         {"seconds": round(seconds, 2), "bundles": [_bundle_summary(bundle) for bundle in bundles]},
-        lambda: _print_bundles(bundles, seconds),
+        lambda: print_bundles(bundles, seconds),
     )
 
 
@@ -222,12 +227,12 @@ def zoom(
     of_films: dict[str, object] = {"--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in}
     of_films |= {"--keyframes": keyframes, "--restart": restart}
     of_pictures: dict[str, object] = {"--zoom-rate": zoom_rate, "--live": live, **of_films}
-    source = _only_source(image, video, of_pictures, {"--scale": scale, "--no-audio": not audio})
+    source = only_source(image, video, of_pictures, {"--scale": scale, "--no-audio": not audio})
     limits = Limits(power_budget, temperature_limit)
-    _check_shown(out, live, {"--strip": strip, **of_films}, limits != Limits(), governor)
+    check_shown(out, live, {"--strip": strip, **of_films}, limits != Limits(), governor)
     if strip is not None:
-        _check_strip(strip, source)
-    schedule = _prompts(prompt, prompts)
+        check_strip(strip, source)
+    schedule = prompts_of(prompt, prompts)
     given: dict[str, Any] = {
         "steps": steps, "scheduler": scheduler, "guided": guided, "whole_every": whole_every, "strength": strength,
         "blend": blend,
@@ -245,16 +250,16 @@ def zoom(
     )
     if live is not None and motion is not None:
         opens, painted = (lambda: open_zoom(_checked(bundle))), (preset, changes)
-        status = _zoom_live(opens, source, live, prompt or "", motion, painted, limits, governor, seconds)
-        _show(as_json, _builtins(status), lambda: _print_live(status))
+        status = zoom_live(opens, source, live, prompt or "", motion, painted, limits, governor, seconds)
+        show(as_json, builtins_of(status), lambda: print_live(status))
         return
     assert out is not None
     if video is not None:
         surround = Surround(0.75 if scale is None else scale, 5 if keyframe_every is None else keyframe_every)
-        _check_video_out(out, source)
+        check_video_out(out, source)
     with open_zoom(_checked(bundle)) as opened:
         if motion is None:
-            result, stills = _zoom_video(opened, source, prompt or "", out, surround, painting, seconds, fps, audio)
+            result, stills = zoom_video(opened, source, prompt or "", out, surround, painting, seconds, fps, audio)
         else:
             film: dict[str, Any] = {
                 "schedule": schedule,
@@ -263,7 +268,7 @@ def zoom(
                 "end_image": end_image,
                 "loop": loop,
             }
-            result, stills = _zoom_picture(opened, source, out, keyframes, restart, zoom_in, **film)
+            result, stills = zoom_picture(opened, source, out, keyframes, restart, zoom_in, **film)
     if strip is not None:
         save_png(film_strip(stills), strip)
     result |= {
@@ -271,200 +276,11 @@ def zoom(
         "peak_rss_bytes": (peak_bytes := peak_rss_bytes()),
     }
     if limit_bytes and peak_bytes > limit_bytes:
-        _warn(
+        warn(
             f"{peak_bytes / 2**20:.0f} MiB of memory were in use at most, more than --memory-limit {memory_limit}: "
             "a bundle built with --segments, or of a smaller recipe, takes less"
         )
-    _show(as_json, result, lambda: _print_zoom(result))
-
-
-def _check_shown(
-    out: Path | None, live: str | None, of_films: dict[str, object], has_limits: bool, governor: bool
-) -> None:
-    """Raises UserError unless the zoom is either written or shown live, with options of that."""
-    if live is None and out is None:
-        raise UserError("Missing option '--out'", hint="name the video, or show the zoom on a page with --live 8000")
-    if live is not None and out is not None:
-        raise UserError("--live shows the zoom and writes neither --out nor --strip", hint="leave out one of them")
-    for name, value in of_films.items():
-        if live is not None and value is not None and value is not False:
-            raise UserError(f"{name} is for a zoom that is written, and --live shows one", hint="leave out one of them")
-    if has_limits and (live is None or not governor):
-        raise UserError("limits are for a live zoom with its governor", hint="add --live 8000, or leave them out")
-
-
-def _zoom_live(
-    open_zoom: Callable[[], Zoom],
-    source: Path,
-    address: str,
-    prompt: str,
-    motion: Motion,
-    painted: tuple[str, dict[str, Any]],
-    limits: Limits,
-    governor: bool,
-    seconds: float | None,
-) -> LiveStatus:
-    """Show a zoom on a page, until its time is over or somebody ends it; `painted` is a preset and what changes it."""
-    from .runtime import LiveZoom, load_image, presets_from
-    from .runtime.live_server import LiveServer, parse_address
-
-    with LiveServer(*parse_address(address)) as server, open_zoom() as opened:
-        paintings = presets_from(painted[0], opened.bundle.manifest, painted[1])
-        picture = load_image(source, opened.size)
-        return _serve(server, LiveZoom(opened, picture, prompt, paintings, motion, limits, governor), limits, seconds)
-
-
-def _only_source(
-    image: Path | None, video: Path | None, only_pictures: dict[str, object], only_videos: dict[str, object]
-) -> Path:
-    """The picture or the video, whichever is given; raises UserError for none or both, or options of the other."""
-    if image is not None and video is not None:
-        raise UserError("--image and --video do not go together", hint="give the one to zoom out of")
-    source = image or video
-    if source is None:
-        raise UserError("there is nothing to zoom out of", hint="give --image FILE, or --video FILE")
-    theirs = only_pictures if video is not None else only_videos
-    kind, other = ("--video", "--image") if video is not None else ("--image", "--video")
-    for name, value in theirs.items():
-        if value is not None and value is not False:
-            hints = {"--zoom-rate": "--scale says how far a video is zoomed out"}
-            hints |= {"--scale": "--zoom-rate says how fast a picture is zoomed out"}
-            raise UserError(f"{name} is for {other}", hint=hints.get(name, f"leave it out with {kind}"))
-    return source
-
-
-def _zoom_picture(
-    opened: Zoom,
-    source: Path,
-    out: Path,
-    keyframes: Path | None,
-    restart: bool,
-    zoom_in: bool,
-    *,
-    schedule: Prompts,
-    motion: Motion,
-    painting: Painting,
-    end_image: Path | None,
-    loop: bool,
-) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-    """Write the zoom out of a picture; the result, JSON-able, and six frames."""
-    from .runtime import Film, load_image, open_keyframes, remove_keyframes
-
-    folder = keyframes or out.parent / f"{out.name if len(os.fsencode(out.name)) < 240 else out.name[-50:]}.keyframes"
-    end = None if end_image is None else load_image(end_image, opened.size)
-    film = Film(load_image(source, opened.size), schedule, motion, painting, end, loop)
-    last = film.course.last
-    if restart:
-        remove_keyframes(folder)
-    kept = open_keyframes(folder, opened, film)
-    reused = max(kept.count(last) - 1, 0)
-    stills = _write_video(opened, film, kept, reused, zoom_in, out)
-    if keyframes is None:
-        kept.remove()
-    result = {
-        "out": str(out),
-        "frames": motion.frame_count,
-        "keyframes_painted": last - reused,
-        "keyframes_reused": reused,
-        "keyframes": None if keyframes is None else str(keyframes),
-        "duration_seconds": motion.frame_count / motion.fps,
-    }
-    return result, stills
-
-
-def _prompts(prompt: str | None, file: Path | None) -> Prompts:
-    from .runtime import Prompts, read_prompts
-
-    if file is not None:
-        return read_prompts(file, prompt)
-    if prompt is None:
-        raise UserError("nothing says what to paint", hint="give --prompt TEXT or --prompts FILE")
-    return Prompts.always(prompt)
-
-
-def _write_video(
-    opened: Zoom, film: Film, kept: KeyframeFolder, reused: int, zoom_in: bool, out: Path
-) -> list[NDArray[np.uint8]]:
-    """Paint what is not there yet, write the video, and give six frames of it."""
-    from .runtime import VideoWriter, film_frames
-
-    count = film.motion.frame_count
-    shown = {round(i * (count - 1) / 5) for i in range(6)}
-    stills = []
-    scheduled = film.painting.make_scheduler(opened.bundle.manifest.scheduler).timesteps
-    calls = len(film.painting.schedule(len(scheduled)).calls)
-    try:
-        with VideoWriter(out, *opened.size, film.motion.fps) as video, _progress() as progress:
-            if reused:
-                there = f"{reused} of {film.course.last} keyframes are there from an earlier run, in '{kept.path}'"
-                progress.console.print(printable(there), highlight=False)
-            frames_task = progress.add_task("frames", total=count)
-            paint_task = progress.add_task("painting steps", total=film.course.last * calls, completed=reused * calls)
-
-            def on_step() -> None:
-                progress.advance(paint_task)
-
-            for number, frame in enumerate(film_frames(opened, film, kept, zoom_in, on_step)):
-                video.write(frame)
-                progress.advance(frames_task)
-                if number in shown:
-                    stills.append(frame)
-    except BaseException as error:
-        done = max(kept.count(film.course.last) - 1, 0)
-        if not done:
-            raise
-        there = f"{done} of {film.course.last} keyframes are kept in '{kept.path}'"
-        if isinstance(error, KeyboardInterrupt):
-            raise OutzoomError(f"interrupted; {there}", hint="the same command goes on from there") from None
-        err_console.print(printable(f"{there}: the same command goes on from there"), highlight=False)
-        raise
-    return stills
-
-
-def _zoom_video(
-    zoom: Zoom,
-    source: Path,
-    prompt: str,
-    out: Path,
-    surround: Surround,
-    painting: Painting,
-    seconds: float | None,
-    fps: float | None,
-    with_audio: bool,
-) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-    """Write the zoom-out of a video; the result, JSON-able, and six frames."""
-    from .runtime import AudioTrack, VideoReader, VideoWriter, VideoZoom
-
-    scheduled = painting.make_scheduler(zoom.bundle.manifest.scheduler).timesteps
-    calls = len(painting.schedule(len(scheduled)).calls)
-    around, stills = VideoZoom(zoom.inpainting, surround), []
-    with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source, around.live_size, fps, seconds))
-        sound = stack.enter_context(AudioTrack(source)) if with_audio else None
-        count = reader.expected_count
-        shown = {round(i * ((count or 1) - 1) / 5) for i in range(6)}
-        writer = stack.enter_context(VideoWriter(out, *zoom.size, reader.fps, sound, lambda: reader.start_seconds))
-        progress = stack.enter_context(_progress())
-        frames_task = progress.add_task("frames", total=count)
-        keyframes = None if count is None else -(-count // surround.keyframe_every)
-        paint_task = progress.add_task("painting steps", total=keyframes and keyframes * calls)
-        for number, frame in enumerate(around.frames(reader, prompt, painting, lambda: progress.advance(paint_task))):
-            writer.write(frame)
-            progress.advance(frames_task)
-            if number in shown:
-                stills.append(frame)
-    result = {
-        "out": str(out),
-        "frames": writer.count,
-        "keyframes_painted": around.painted_count,
-        "duration_seconds": writer.duration_seconds,
-        "scene_changes": around.cut_count,
-        "scale": [round(live / side, 4) for live, side in zip(around.live_size, zoom.size, strict=True)],
-        "fps": float(reader.fps),
-        "broken_frames": reader.broken_count,
-        "audio": "left out" if sound is None else sound.how,
-    }
-    return result, stills
+    show(as_json, result, lambda: print_zoom(result))
 
 
 @app.command()
@@ -499,7 +315,7 @@ def bench(
     }  # fmt: skip
     settings = replace(BenchSettings(), **{name: value for name, value in given.items() if value is not None})
     check_more(video, drift)
-    with _progress() as progress:
+    with progress_bars() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))
 
         def on_progress(text: str) -> None:
@@ -513,7 +329,7 @@ def bench(
         written = ["report.html", "results.json", *(f"{name}.json" for name in more)]
         out_console.print(", ".join(str(out / name) for name in written), markup=False)
 
-    _show(as_json, {**results_as_dict(results), **more}, print_paths)
+    show(as_json, {**results_as_dict(results), **more}, print_paths)
 
 
 @app.command("predict")
@@ -558,7 +374,7 @@ def predict_command(
         "method": "modelled",
         "predictions": [one.as_dict() for one in found.predictions],
         "refusals": [asdict(one) for one in found.refusals],
-        "profiles": {profile.name: {k: _builtins(v) for k, v in profile.figures.items()} for profile in profiles},
+        "profiles": {profile.name: {k: builtins_of(v) for k, v in profile.figures.items()} for profile in profiles},
     }
     if out is not None:
         try:
@@ -570,7 +386,7 @@ def predict_command(
         write_page(found, profiles, workloads, out / "predict.html")
         with atomic_file(out / "predict.json") as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    _show(as_json, result, lambda: _print_predictions(found, out))
+    show(as_json, result, lambda: print_predictions(found, out))
 
 
 def _workloads(bundles: list[Path], recipes: list[str]) -> list[Workload]:
@@ -600,7 +416,7 @@ def devices(
     if calibrate:
         from .hardware.calibration import calibrate as measure
 
-        with _progress() as progress:
+        with progress_bars() as progress:
             task = progress.add_task("calibrate", total=None)
             write_host(measure(lambda text: progress.update(task, description=f"calibrate {text}")))
     profiles = [read_profile(name) for name in known_devices()]
@@ -611,21 +427,21 @@ def devices(
         "devices": {
             profile.name: {
                 "description": profile.description, "kind": profile.kind, "target": profile.target,
-                "figures": {name: _builtins(figure) for name, figure in profile.figures.items()},
+                "figures": {name: builtins_of(figure) for name, figure in profile.figures.items()},
             }
             for profile in profiles
         },
         "targets": targets,
         "host": str(host_file()) if host_file().is_file() else None,
     }  # fmt: skip
-    _show(as_json, result, lambda: _print_devices(profiles, targets))
+    show(as_json, result, lambda: print_devices(profiles, targets))
 
 
 @app.command()
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Check a bundle, hashes too, and show what is in it."""
     opened = _checked(bundle)
-    _show(as_json, _bundle_summary(opened), lambda: _print_components(opened))
+    show(as_json, _bundle_summary(opened), lambda: print_components(opened))
 
 
 @app.command()
@@ -634,26 +450,13 @@ def doctor(as_json: JsonOption = False) -> None:
     from .doctor import examine
 
     report = examine()
-    _show(as_json, report, lambda: _print_doctor(report))
-
-
-def _check_strip(strip: Path, source: Path) -> None:
-    """Refuse now what would cost the video or the picture once the frames are painted."""
-    if strip.suffix.lower() != ".png":
-        raise UserError(f"the strip is a PNG file, got '{strip}'", hint=f"try --strip {strip}.png")
-    if strip.resolve() == source.resolve():
-        raise UserError(f"--strip would replace '{source}'", hint="name another file")
-
-
-def _check_video_out(out: Path, source: Path) -> None:
-    if out.resolve() == source.resolve():
-        raise UserError(f"--out would replace the video '{source}' itself", hint="name another file")
+    show(as_json, report, lambda: print_doctor(report))
 
 
 def _checked(path: Path) -> Bundle:
     """The opened bundle, its hashes checked behind a bar when that takes a while."""
     total_bytes = open_manifest(path, verify=False).size_bytes
-    with _progress(transient=True) as progress:
+    with progress_bars(transient=True) as progress:
         task = progress.add_task("check the bundle", total=total_bytes)
         return open_manifest(path, progress=lambda size_bytes: progress.advance(task, size_bytes))
 
@@ -666,179 +469,8 @@ def _parse_size(text: str) -> Size:
         raise UserError(f"a size is WIDTHxHEIGHT in pixels, got '{text}'", hint=hint) from None
 
 
-@contextmanager
-def _progress(transient: bool = False) -> Iterator[Progress]:
-    """Bars with the time left, on stderr; a transient one is gone when it is done."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err_console,
-        transient=transient,
-        disable=transient and not err_console.is_terminal,
-    ) as progress:
-        yield progress
-
-
-def _show(as_json: bool, result: dict[str, Any], print_table: Callable[[], None]) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        print_table()
-
-
 def _bundle_summary(bundle: Bundle) -> dict[str, Any]:
-    return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **_builtins(bundle.manifest)}
-
-
-def _builtins(struct: Any) -> dict[str, Any]:
-    import msgspec
-
-    found: dict[str, Any] = msgspec.to_builtins(struct)
-    return found
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
-
-
-def _print_bundles(bundles: list[Bundle], seconds: float) -> None:
-    table = Table(title=f"{len(bundles)} bundles in {seconds:.1f} s", title_justify="left")
-    for column in ("bundle", "size", "parity of the UNet", "lowest parity"):
-        table.add_column(column, overflow="fold")
-    for bundle in bundles:
-        parities = {
-            name: float("inf") if component.parity_psnr_db is None else component.parity_psnr_db
-            for name, component in bundle.manifest.components.items()
-        }
-        worst = min(parities, key=lambda name: parities[name])
-        row = (f"{parities['unet']:.1f} dB", f"{parities[worst]:.1f} dB ({worst})")
-        table.add_row(str(bundle.path), _megabytes(bundle.size_bytes), *row)
-    out_console.print(table)
-
-
-def _print_estimate(expected: Estimate) -> None:
-    for name in expected.stages:
-        out_console.print(name)
-    out_console.print(
-        f"{len(expected.stages)} stages to run, about {expected.seconds:.0f} s; "
-        f"{_megabytes(expected.disk_bytes)} of disk while it builds, {_megabytes(expected.kept_bytes)} kept; "
-        f"{_megabytes(expected.peak_memory_bytes)} of memory"
-        if expected.stages
-        else "everything is up to date"
-    )
-
-
-def _print_components(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    sizes = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
-    out_console.print(
-        f"{bundle.path}: {manifest.target}, recipe {manifest.recipe.name}, {sizes}, "
-        f"{_megabytes(bundle.size_bytes)}, from {manifest.source.name} ({manifest.source.sha256[:12]}); hashes match"
-    )
-    table = Table()
-    table.add_column("component", no_wrap=True)
-    for column in ("parameters", "bits each", "inputs", "outputs", "parity"):
-        table.add_column(column, overflow="fold")
-    for name, component in manifest.components.items():
-        shapes = (
-            "\n".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
-            for specs in (component.inputs, component.outputs)
-        )
-        bits = f"{8 * bundle.component_size_bytes(name) / component.parameters:.1f}" if component.parameters else "-"
-        parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB"
-        table.add_row(name, f"{component.parameters:,}", bits, *shapes, parity)
-    out_console.print(table)
-
-
-def _print_predictions(found: Survey, out: Path | None) -> None:
-    with_battery = any(one.battery_hours is not None for one in found.predictions)
-    title = "modelled; energy and power of the processor and its DRAM alone"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("device", no_wrap=True)
-    for column in ("", "of", "1 in", "keyframe", "fps", "J/frame", "W", *["hours"] * with_battery, "limit"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for one in found.predictions:
-        unet = one.components.get("unet")
-        table.add_row(
-            one.device, "*" if one.is_pareto else "", one.label, str(one.keyframe_every),
-            f"{one.keyframe_seconds:.3g} s",
-            f"{one.frames_per_second:.3g}", f"{one.joules_per_frame:.3g}", f"{one.watts:.3g}",
-            *([f"{one.battery_hours:.3g}"] if one.battery_hours is not None else []),
-            unet.bottleneck if unet else "-",
-        )  # fmt: skip
-    out_console.print(table)
-    out_console.print("limit: what most of a UNet pass waits for; *: no other is as fast for as little energy")
-    for refusal in found.refusals:
-        out_console.print(f"{refusal.device}, {refusal.label}: {refusal.reason}")
-    if out is not None:
-        out_console.print(f"{out / 'predict.html'}, {out / 'predict.json'}")
-
-
-def _print_devices(profiles: list[Profile], targets: dict[str, str]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("device", no_wrap=True)
-    for column in ("TOPS", "GB/s", "on chip, MB", "W", "unverified"):
-        table.add_column(column, justify="right", overflow="fold")
-    for profile in profiles:
-        figures = profile.figures.values()
-        doubtful = sum(figure.confidence == "unverified" for figure in figures)
-        peaks = ", ".join(f"{name} {figure.value:.3g}" for name, figure in profile.peak_tops.items())
-        numbers = (profile.bandwidth_gb_per_s, profile.on_chip_mb, profile.power_watts)
-        row = (f"{figure.value:.3g}" for figure in numbers)
-        table.add_row(profile.name, peaks, *row, f"{doubtful} of {len(figures)}")
-    out_console.print(table)
-    for target, state in targets.items():
-        out_console.print(f"target {target} on this machine: {state}")
-
-
-def _print_doctor(report: dict[str, Any]) -> None:
-    table = Table(title=f"outzoom {report['outzoom']}, Python {report['python']}", title_justify="left")
-    for column in ("for", "package", "version"):
-        table.add_column(column, overflow="fold")
-    for extra, packages in report["packages"].items():
-        for name, found in packages.items():
-            table.add_row(extra, name, found or f"missing: pip install 'outzoom[{extra}]'")
-    out_console.print(table)
-    for target, state in report["targets"].items():
-        out_console.print(f"target {target}: {state}")
-    machine = report["machine"]
-    out_console.print(
-        f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no features known'}; "
-        f"{machine['memory_bytes'] / 2**30:.1f} GiB memory, {machine['disk_free_bytes'] / 2**30:.1f} GiB disk free"
-    )
-
-
-def _print_zoom(result: dict[str, Any]) -> None:
-    out_console.print(
-        f"{result['out']}: {result['frames']} frames, {result['keyframes_painted']} of them painted, "
-        f"in {result['elapsed_seconds']} s"
-    )
-
-
-def _serve(server: LiveServer, live: LiveZoom, limits: Limits, seconds: float | None) -> LiveStatus:
-    """Show a live zoom for so long, or until Ctrl-C; what it did."""
-    with live, server.serving(live), suppress(KeyboardInterrupt):
-        err_console.print(f"the zoom is on {server.url}; Ctrl-C ends it", highlight=False)
-        for option, value, measured in (
-            ("--power-budget", limits.power_watts, live.measures_power),
-            ("--temperature-limit", limits.temperature_celsius, live.measures_temperature),
-        ):
-            if value is not None and not measured:
-                _warn(f"{option} has no effect: this machine does not tell it, or not to this user")
-        until = time.monotonic() + (math.inf if seconds is None else seconds)
-        while (left := until - time.monotonic()) > 0:
-            live.wait(min(left, 3600.0))
-    return live.status()
-
-
-def _print_live(status: LiveStatus) -> None:
-    out_console.print(
-        f"{status.frames_shown} frames in {status.elapsed_seconds:.1f} s, {status.frames_dropped} left out; "
-        f"{status.keyframes_painted} keyframes painted, {status.keyframes_late} late"
-    )
+    return {"path": str(bundle.path), "size_bytes": bundle.size_bytes, **builtins_of(bundle.manifest)}
 
 
 def _version(show: bool) -> None:
@@ -852,10 +484,6 @@ def _common(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it")] = False,
 ) -> None:
     pass
-
-
-def _warn(message: Warning | str, *_: Any) -> None:
-    err_console.print(f"warning: {printable(str(message))}", style="yellow", highlight=False)
 
 
 def _fail(message: str, hint: str, code: int, as_json: bool) -> int:
@@ -876,7 +504,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     as_json = "--json" in arguments
     with warnings.catch_warnings():
-        warnings.showwarning = _warn  # type: ignore[assignment]
+        warnings.showwarning = warn  # type: ignore[assignment]
         return _run(arguments or ["--help"], as_json)
 
 
