@@ -350,6 +350,9 @@ def predict_command(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="K", help="denoising steps per painted frame")] = 20,
     guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="two passes of the UNet a step")] = True,
+    whole_every: Annotated[
+        int, typer.Option(metavar="N", help="the whole UNet runs in 1 step of N, the shallow one in the others")
+    ] = 1,
     battery_wh: Annotated[
         float | None, typer.Option("--battery-wh", metavar="WH", help="how long does it last?")
     ] = None,
@@ -365,7 +368,7 @@ def predict_command(
 
     workloads = _workloads(bundles or [], recipe or [])
     profiles = [read_profile(name) for name in device or known_devices()]
-    cases = [UseCase(steps, guidance, every, battery_wh) for every in keyframe_every or (1, 5, 30)]
+    cases = [UseCase(steps, guidance, every, battery_wh, whole_every) for every in keyframe_every or (1, 5, 30)]
     found = survey(workloads, profiles, cases, parse_changes(changes or []))
     if not found.predictions:
         reasons = "; ".join(refusal.reason for refusal in found.refusals[:3])

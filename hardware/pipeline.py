@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..runtime.bundle import SHALLOW_UNET
 from ..runtime.errors import UserError
 from .costs import LEVELS, Cost, cost
 from .profiles import Profile, with_changes
@@ -17,16 +18,22 @@ ONCE = ("text_encoder", "unet_text", "unet_time")  # their results are kept: run
 
 @dataclass(frozen=True)
 class UseCase:
-    """A zoom: denoising steps for each keyframe, twice with guidance; one frame in `keyframe_every` is painted."""
+    """A zoom: denoising steps for each keyframe, twice with guidance; one frame in `keyframe_every` is painted.
+
+    Of the steps 1 in `whole_every` runs the whole UNet, the others the shallow one of a bundle that has one.
+    """
 
     steps: int = 20
     guidance: bool = True
     keyframe_every: int = 30
     battery_watt_hours: float | None = None
+    whole_every: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps must be 1 to {MAX_STEPS}, got {self.steps}")
+        if not 1 <= self.whole_every <= self.steps:
+            raise UserError(f"the whole UNet runs in 1 step of 1 to {self.steps}, got {self.whole_every}")
         if not 1 <= self.keyframe_every <= 100_000:
             raise UserError(f"a keyframe is 1 in 1 to 100000 frames, got {self.keyframe_every}")
         if self.battery_watt_hours is not None and not 0 < self.battery_watt_hours < 1e6:
@@ -34,8 +41,12 @@ class UseCase:
 
     def calls(self, components: Iterable[str]) -> dict[str, int]:
         """How often each component runs for a keyframe; 0 for those that run once for a prompt."""
-        passes = self.steps * (2 if self.guidance else 1)
-        return {name: 0 if name in ONCE else passes if name == "unet" else 1 for name in components}
+        components = list(components)
+        if self.whole_every > 1 and SHALLOW_UNET not in components:
+            raise UserError("there is no shallow UNet for the steps between", hint="export-all --shallow 1 makes one")
+        texts, whole = 2 if self.guidance else 1, -(-self.steps // self.whole_every)
+        several = {"unet": whole * texts, SHALLOW_UNET: (self.steps - whole) * texts, **dict.fromkeys(ONCE, 0)}
+        return {name: several.get(name, 1) for name in components}
 
     def calls_once(self, components: Iterable[str]) -> dict[str, int]:
         """How often those run once before the zoom: for the prompt and the negative one, and for each timestep."""

@@ -39,6 +39,12 @@ def test_how_often_each_component_runs():
     guided, plain = UseCase(20, True), UseCase(20, False)
     assert guided.calls(COMPONENTS) == {"text_encoder": 0, "unet": 40, "vae_encoder": 1, "vae_decoder": 1}
     assert plain.calls(COMPONENTS)["unet"] == 20
+    both = [*COMPONENTS, "unet_shallow"]
+    assert guided.calls(both)["unet_shallow"] == 0  # it is there, and nobody asks for it
+    thirds = UseCase(20, True, whole_every=3).calls(both)
+    assert (thirds["unet"], thirds["unet_shallow"]) == (14, 26)
+    with pytest.raises(UserError, match="no shallow UNet"):
+        UseCase(20, True, whole_every=3).calls(COMPONENTS)
     assert guided.calls_once((*COMPONENTS, "unet_text", "unet_time")) == {
         "text_encoder": 2, "unet_text": 2, "unet_time": 20,
     }  # fmt: skip
