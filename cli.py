@@ -28,6 +28,7 @@ from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
 from .tables import (
     print_bundles,
+    print_compiled,
     print_components,
     print_devices,
     print_doctor,
@@ -62,6 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a directory that export-all wrote")]
+DEVICE_HELP = "where OpenVINO's engines run: GPU, AUTO, or unet=NPU,vae_decoder=GPU; default: where the target says"
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
@@ -206,6 +208,7 @@ def zoom(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="same seed, same video")] = 0,
     size: Annotated[str, typer.Option(metavar="WxH", help="one of the bundle's sizes; default: its first")] = "",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help=DEVICE_HELP)] = "",
     memory_limit: Annotated[
         str, typer.Option(metavar="BYTES", help="open engines in turn to stay below, such as 1GiB")
     ] = "",
@@ -221,7 +224,7 @@ def zoom(
     as_json: JsonOption = False,
 ) -> None:
     """Zoom out of a picture, or of a video: paint around it, 1 frame in N, and write the video or show it live."""
-    from .runtime import Limits, Motion, Surround, Zoom, film_strip, save_png
+    from .runtime import Limits, Motion, Surround, Zoom, film_strip, parse_devices, save_png
     from .runtime import preset as find_preset
 
     of_films: dict[str, object] = {"--prompts": prompts, "--end-image": end_image, "--loop": loop, "--zoom-in": zoom_in}
@@ -246,8 +249,9 @@ def zoom(
     started = time.perf_counter()
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     open_zoom = partial(
-        Zoom, size=_parse_size(size) if size else None, memory_limit_bytes=limit_bytes, cache=cache_folder()
-    )
+        Zoom, size=_parse_size(size) if size else None, memory_limit_bytes=limit_bytes, cache=cache_folder(),
+        devices=parse_devices(device) if device else {},
+    )  # fmt: skip
     if live is not None and motion is not None:
         opens, painted = (lambda: open_zoom(_checked(bundle))), (preset, changes)
         status = zoom_live(opens, source, live, prompt or "", motion, painted, limits, governor, seconds)
@@ -438,6 +442,30 @@ def devices(
         "host": str(host_file()) if host_file().is_file() else None,
     }  # fmt: skip
     show(as_json, result, lambda: print_devices(profiles, targets))
+
+
+@app.command("compile")
+def compile_command(
+    bundle: BundleArgument,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help=DEVICE_HELP)] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """On the device: compile what can only be compiled there, and keep it, so that the next start is quick."""
+    from .runtime import compile_bundle, parse_devices
+
+    opened, devices = _checked(bundle), parse_devices(device) if device else {}
+    done = []
+    manifest = opened.manifest
+    with progress_bars() as progress:
+        task = progress.add_task("compile", total=len(manifest.components) * len(manifest.sizes))
+        for one in compile_bundle(opened, cache_folder(), devices):
+            done.append(one)
+            progress.update(task, description=f"compiled {one.component}", advance=1)
+    show(
+        as_json,
+        {"cache": str(cache_folder()), "engines": [asdict(one) for one in done]},
+        lambda: print_compiled(done, manifest.target),
+    )
 
 
 @app.command()

@@ -56,7 +56,8 @@ def _version(name: str) -> str | None:
 
 def _state(target: str) -> str:
     try:
-        return f"ready ({BACKENDS[target].version()})"
+        version, absent = BACKENDS[target].version(), BACKENDS[target].absent()
+        return f"ready ({version})" if absent is None else f"builds ({version}), does not run: {absent}"
     except OutzoomError as error:
         return f"{error}; {error.hint}"
     except Exception as error:  # a package that is there but broken raises anything

@@ -13,7 +13,7 @@ from .terminal import out_console
 if TYPE_CHECKING:
     from .export import Estimate
     from .hardware import Profile, Survey
-    from .runtime import LiveStatus
+    from .runtime import Compiled, LiveStatus
 
 
 def print_bundles(bundles: list[Bundle], seconds: float) -> None:
@@ -63,8 +63,24 @@ def print_components(bundle: Bundle) -> None:
             for specs in (component.inputs, component.outputs)
         )
         bits = f"{8 * bundle.component_size_bytes(name) / component.parameters:.1f}" if component.parameters else "-"
-        parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB"
+        on = f" (on {manifest.checked_on})" if manifest.checked_on else ""
+        parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB{on}"
         table.add_row(name, f"{component.parameters:,}", bits, *shapes, parity)
+    out_console.print(table)
+
+
+def print_compiled(engines: list[Compiled], target: str) -> None:
+    """What was compiled, or was there before."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("component", no_wrap=True)
+    for column in ("size", "device", "", "open, s", "again, s", "kept"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in engines:
+        table.add_row(
+            one.component, "x".join(map(str, one.size)), one.device or target,
+            "was there" if one.was_kept else "compiled",
+            f"{one.open_seconds:.2f}", f"{one.again_seconds:.2f}", _megabytes(one.kept_bytes),
+        )  # fmt: skip
     out_console.print(table)
 
 

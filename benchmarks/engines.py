@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.backends import Array, backend_for
+from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.errors import OutzoomError
 from ..runtime.machine import peak_rss_bytes
 from ..runtime.packed import unpacked
@@ -116,7 +116,7 @@ def _serve(engine: EngineFile, pipe: Connection) -> None:
     try:
         packed = nullcontext(engine.path) if engine.packed is None else unpacked(engine.path, engine.packed)
         with packed as file:
-            loaded = backend_for(engine.target).load(file, engine.compute, (), {})
+            loaded = backend_for(engine.target).load(file, Loading(engine.compute))
         pipe.send(None)
         while True:
             with np.load(pipe.recv(), allow_pickle=False) as stored:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..compress.layers import checkpoint_name
 from ..runtime import open_manifest
-from ..runtime.backends import Array, backend_for
+from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.backends.onnxruntime import OnnxRuntime
 from ..runtime.backends.openvino import OpenVino
 from ..runtime.engines import segments_of
@@ -65,13 +65,14 @@ def executed(inpainting: Inpainting, component: str, feeds: Mapping[str, Array])
     manifest = inpainting.bundle.manifest
     if segments_of(inpainting.bundle, component):
         return None
-    backend, inputs = backend_for(manifest.target), manifest.components[component].inputs
+    backend = backend_for(manifest.target)
     sides = dimensions(inpainting.size, manifest.vae_scale_factor)
+    loading = Loading(manifest.recipe.compute, manifest.components[component].inputs, sides)
     with inpainting.engine_file(component) as file:
         if isinstance(backend, OnnxRuntime):
-            return run_by_onnxruntime(backend, file, backend.options(inputs, sides), feeds)
+            return run_by_onnxruntime(backend, file, backend.options(loading), feeds)
         if isinstance(backend, OpenVino):
-            return run_by_openvino(file, backend.compiled(file, manifest.recipe.compute, inputs, sides))
+            return run_by_openvino(file, backend.compiled(file, loading))
     return None
 
 

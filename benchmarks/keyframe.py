@@ -85,9 +85,6 @@ def serve(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     limit_bytes = parse_bytes(args.memory_limit) if args.memory_limit else None
     with open_bundle(args.bundle, verify=False, memory_limit_bytes=limit_bytes, cache=args.cache) as zoom:
-        if limit_bytes is None:
-            for name in ("text_encoder", "vae_encoder", "unet", "vae_decoder"):
-                zoom.inpainting.engine(name)
         print(json.dumps({"load_seconds": round(time.perf_counter() - started, 2)}), flush=True)
         picture, mask = load_image(args.picture), load_image(args.mask)[..., 0] > 127
         painting = replace(preset(args.serve), guidance=args.guidance)

@@ -33,6 +33,7 @@ from .interop import write_interop_files
 from .plan import TOOLS, BundlePlan, Plan, all_stages, scheduler_config, tokenizer_files
 from .sensitivity import CHOSEN
 from .stages import Event, Record
+from .targets import FORMS
 
 LOG_NAME = "build.log"
 LEFT_SECONDS = 24 * 3600.0
@@ -180,4 +181,5 @@ def _manifest(bundle: BundlePlan, components: dict[str, Component], files: dict[
             bundle.target: backend_for(bundle.target).version(),
         },
         build=BuildInfo(bundle.key, tuple(StageInfo(r.name, r.seconds, r.peak_memory_bytes) for r in records)),
+        checked_on=FORMS[bundle.target].checked_on,
     )

@@ -57,6 +57,10 @@ class _Recorded:
         np.savez(self.folder / f"{self.component}-{self.runs:05}.npz", **arrays)
         return self.engine.run(feeds)
 
+    def rest(self) -> None:
+        """Let the engine rest."""
+        self.engine.rest()
+
     def close(self) -> None:
         """Close the engine."""
         self.engine.close()

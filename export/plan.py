@@ -34,13 +34,13 @@ from .layout import TOKENIZER_FILES
 from .recipes import calibration_pictures, check_patterns, read_recipe
 from .shapes import Shapes, exported_shapes, probe_shapes
 from .stages import KEY_DIGITS, Stage
+from .targets import FORMS, adapted
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 CACHE_NAME = ".cache"
 MAX_UNET_SEGMENTS = 64
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
-INTEGERS_OF_ONNXRUNTIME = ("onnxruntime",)  # the targets that compute in integers what ONNX Runtime does
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,14 @@ class Plan:
         self.shapes.check(self.checkpoint)
         for recipe in self.recipes:
             check_patterns(recipe, self.checkpoint)
-            self._check_timestep_groups(recipe)
+            for target in self.targets:
+                adapted(recipe, target)
+            if self.hoist and (groups := recipe.timestep_groups("unet")) > 1:
+                raise UserError(
+                    f"the recipe '{recipe.name}' has ranges for {groups} groups of timesteps, "
+                    "and --hoist takes the timestep out of the UNet",
+                    hint="leave one out",
+                )
             if self.hoist and recipe.rounds_activations("unet") and recipe.activations and recipe.activations.products:
                 raise UserError(
                     f"the recipe '{recipe.name}' rounds attention's products, which a hoisted UNet is cut through",
@@ -125,18 +132,6 @@ class Plan:
             if recipe.mixed or any(recipe.needs_calibration(component) for component in COMPONENTS):
                 make_scheduler(default_scheduler(scheduler), scheduler, recipe.calibration.steps)
                 _check_calibrates(recipe)
-
-    def _check_timestep_groups(self, recipe: Recipe) -> None:
-        if (groups := recipe.timestep_groups("unet")) == 1:
-            return
-        message = f"the recipe '{recipe.name}' has ranges for {groups} groups of timesteps"
-        if others := [target for target in self.targets if target not in INTEGERS_OF_ONNXRUNTIME]:
-            raise UserError(
-                f"{message}, which {others[0]} computes in float",
-                hint=f"they are for {', '.join(INTEGERS_OF_ONNXRUNTIME)}; leave out timestep_groups for others",
-            )
-        if self.hoist:
-            raise UserError(f"{message}, and --hoist takes the timestep out of the UNet", hint="leave one out")
 
     @property
     def cache_folder(self) -> Path:
@@ -152,7 +147,7 @@ class Plan:
     @cached_property
     def bundles(self) -> list[BundlePlan]:
         """The bundles to make, those of one recipe after another."""
-        return [BundlePlan(self, target, recipe) for recipe in self.recipes for target in self.targets]
+        return [BundlePlan(self, target, adapted(recipe, target)) for recipe in self.recipes for target in self.targets]
 
     @property
     def stage_count(self) -> int:
@@ -225,7 +220,7 @@ class BundlePlan:
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
         integers = self.recipe.rounds_activations(component) or self.recipe.multiplies_dynamically(component)
-        for_onnxruntime = integers and self.target in INTEGERS_OF_ONNXRUNTIME
+        for_onnxruntime = integers and FORMS[self.target].integers_of_onnxruntime
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
             {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..runtime.backends import Engine
+from ..runtime.backends import Engine, Loading
 from ..runtime.backends.onnxruntime import OnnxRuntime
 from ..runtime.files import link_or_copy
 from ..runtime.segments import Segment, SegmentedEngine
@@ -18,7 +18,7 @@ SEGMENT_BYTES = 512 * 2**20
 
 def open_mapped(file: Path) -> Engine:
     """Open an ONNX model in little memory."""
-    return OnnxRuntime().load(file, "float32", (), {}, frugal=True)
+    return OnnxRuntime().load(file, Loading(frugal=True))
 
 
 def in_turn(segments: Sequence[Segment]) -> SegmentedEngine:

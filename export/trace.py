@@ -44,6 +44,7 @@ def trace(checkpoint: Checkpoint, component: str, shapes: Shapes) -> ir.Model:
             value.const_value = None  # nothing may look at it
             value.metadata_props[WEIGHT] = checkpoint_name(name)
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT_ELEMENTS, output_size_limit=FOLD_LIMIT_ELEMENTS)
+    _drop_nan_guards(model)
     _tidy(model, component)
     return model
 
@@ -136,6 +137,24 @@ def _fold_weight_transposes(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
         if not source.uses():
             del model.graph.initializers[source.name]
+
+
+def _drop_nan_guards(model: ir.Model) -> None:
+    """Take softmax's result as it is where the mask leaves something in every row.
+
+    PyTorch puts zeros for rows that are masked out whole, which are 0/0. Intel's NPU has no IsNaN.
+    """
+    for node in list(model.graph):
+        softmax = node.inputs[0].producer() if node.op_type == "IsNaN" and node.inputs[0] is not None else None
+        masked = softmax.inputs[0].producer() if softmax is not None and softmax.inputs[0] is not None else None
+        if softmax is None or softmax.op_type != "Softmax" or masked is None or masked.op_type != "Add":
+            continue
+        constants = [value.const_value for value in masked.inputs if value is not None]
+        if any(mask is not None and np.isfinite(mask.numpy()).any(axis=-1).all() for mask in constants):
+            for chosen, _ in list(node.outputs[0].uses()):
+                ir.convenience.replace_all_uses_with(chosen.outputs[0], softmax.outputs[0])
+                model.graph.remove(chosen, safe=True)
+            model.graph.remove(node, safe=True)
 
 
 def _tidy(model: ir.Model, component: str) -> None:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ..compress.recipe import Activations, Left, Recipe
-from ..runtime.backends import Array, backend_for
+from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.bundle import HOISTED_INPUTS, SHALLOW_UNET, Component, FileEntry, TensorSpec, describe_files
 from ..runtime.errors import BundleError, OutzoomError, UserError
 from ..runtime.files import link_or_copy
@@ -27,6 +27,7 @@ from ..runtime.packed import PACKED_NAME, open_packed
 from ..runtime.segments import SEGMENTS_NAME, Segment
 from .checkpoint import PART_OF, Checkpoint
 from .shapes import Shapes, probe_shapes
+from .targets import FORMS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -257,8 +258,9 @@ def compile_engine(
         }
         for name, one in described.items()
     }
-    parts = _parts(onnx, compiled, described, target, folder)
-    parity_db = _parity_db(parts, references, target, recipe.compute, sides)
+    checked_on = FORMS[target].checked_on or target
+    parts = _parts(onnx, compiled, described, checked_on, folder)
+    parity_db = _parity_db(parts, references, checked_on, recipe.compute, sides)
     if not parity_db >= recipe.min_psnr_db:
         raise OutzoomError(
             f"{component} for {target} with the recipe '{recipe.name}' has a parity of {parity_db:.1f} dB PSNR; "
@@ -384,7 +386,7 @@ def _run(
     part: Part, values: Mapping[str, Array], target: str, compute: str, sides: Mapping[str, int]
 ) -> dict[str, Array]:
     try:
-        engine = backend_for(target).load(part.engine, compute, part.inputs, sides)
+        engine = backend_for(target).load(part.engine, Loading(compute, part.inputs, sides))
     except BundleError as error:
         raise OutzoomError(f"what was built can't be loaded: {error}", hint="please report this") from error
     try:

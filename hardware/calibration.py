@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.backends import BACKENDS, Backend, Engine, backend_for
+from ..runtime.backends import BACKENDS, Backend, Engine, Loading, backend_for
 from ..runtime.errors import MissingPackageError, OutzoomError
 from ..runtime.machine import cpu, read_text
 from .measured import CALL
@@ -26,10 +26,13 @@ from .profiles import HOST, DataType, Figure, Point, Profile
 from .synthetic import Cell, cells, write_chain
 
 SHORT, LONG = 1, 5
-BUDGET_SECONDS = 0.2  # for the timed runs of a chain, of which there are at least MIN_RUNS
+PASSES = 3  # over everything, minutes apart: a machine that is slow for a while is not so all the time
+BUDGET_SECONDS = 0.07  # for the timed runs of a chain in a pass, of which there are at least MIN_RUNS
 MIN_RUNS, MAX_RUNS = 5, 200
 PATIENCE = 10
 LEAST_SECONDS = 1e-7
+BEFORE_CONVOLUTIONS = ("Sigmoid", "GroupNormalization")
+ALMOST_NOTHING = Cell("Gelu", 64, 1, 1, 1, (1, 1, 64))
 # What each engine is asked to compute in, and which type its weights are stored in for that.
 VARIANTS: dict[str, dict[DataType, str]] = {
     "onnxruntime": {"float32": "float32", "int8": "float32"},
@@ -51,16 +54,20 @@ class Timed:
 
 def calibrate(progress: Progress = lambda text: None) -> Profile:
     """The running machine as the profile `host`; takes minutes. Raises MissingPackageError where there is no engine."""
-    measured: dict[str, dict[DataType, tuple[Point, ...]]] = {}
-    for target, variants in VARIANTS.items():
-        if not _is_installed(target):
-            continue
-        backend = backend_for(target)
-        for data_type, compute in variants.items():
-            progress(f"{target}, {data_type}")
-            measured.setdefault(target, {})[data_type] = _points(backend, data_type, compute)
-    if not measured:
+    asked = {
+        (target, data_type): _Chains(backend_for(target), data_type, compute)
+        for target, variants in VARIANTS.items() if _is_installed(target)
+        for data_type, compute in variants.items()
+    }  # fmt: skip
+    if not asked:
         raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
+    for number in range(PASSES):
+        for (target, data_type), chains in asked.items():
+            progress(f"{target}, {data_type}, pass {number + 1} of {PASSES}")
+            chains.time_all()
+    measured: dict[str, dict[DataType, tuple[Point, ...]]] = {}
+    for (target, data_type), chains in asked.items():
+        measured.setdefault(target, {})[data_type] = _points(chains)
     return host_profile(measured)
 
 
@@ -112,17 +119,43 @@ def _is_installed(target: str) -> bool:
         return False
 
 
-def _points(backend: Backend, data_type: DataType, compute: str) -> tuple[Point, ...]:
-    """Timed layers, and what a call costs. Layers without products have no integers: those of floats count."""
-    timed = [Timed(each, _seconds(backend, each, data_type, compute)) for each in cells() if _is_timed(each, data_type)]
-    swish = [one for one in timed if one.cell.kind == "Sigmoid"]
-    norms = [one for one in timed if one.cell.kind == "GroupNormalization"]
-    if data_type == "int8":
-        floats = [each for each in cells() if each.kind in ("Sigmoid", "GroupNormalization")]
-        both = [Timed(each, _seconds(backend, each, "float32", compute)) for each in floats]
-        swish, norms = ([one for one in both if one.cell.kind == kind] for kind in ("Sigmoid", "GroupNormalization"))
-    call = _call_seconds(backend, compute)
-    points = [Point(CALL, 1, 1, 1, 1, max(call, LEAST_SECONDS))]
+class _Chains:
+    """The chains that are timed in an engine with weights of a type, and the shortest time of each so far."""
+
+    def __init__(self, backend: Backend, data_type: DataType, compute: str) -> None:
+        self.backend, self.data_type, self.compute = backend, data_type, compute
+        # Layers without a product have no integers: those of floats count.
+        kept = BEFORE_CONVOLUTIONS if data_type == "int8" else None
+        self.cells = tuple(one for one in cells() if one.is_product or kept is None or one.kind in kept)
+        self.seconds: dict[tuple[Cell, int], float] = {}
+
+    def time_all(self) -> None:
+        """One pass."""
+        for cell, length in [*((cell, length) for cell in self.cells for length in (SHORT, LONG)), (ALMOST_NOTHING, 1)]:
+            stored = self.data_type if cell.is_product else "float32"
+            taken = _chain_seconds(self.backend, cell, length, stored, self.compute)
+            self.seconds[cell, length] = min(taken, self.seconds.get((cell, length), taken))
+
+    def each(self) -> list[Timed]:
+        """What every cell takes: what a longer chain takes more, for each cell more."""
+        return [
+            Timed(cell, max((self.seconds[cell, LONG] - self.seconds[cell, SHORT]) / (LONG - SHORT), LEAST_SECONDS))
+            for cell in self.cells
+        ]
+
+    @property
+    def call_seconds(self) -> float:
+        """What calling an engine takes that does almost nothing."""
+        return max(self.seconds[ALMOST_NOTHING, 1], LEAST_SECONDS)
+
+
+def _points(chains: _Chains) -> tuple[Point, ...]:
+    """Timed layers, and what a call costs."""
+    timed = chains.each()
+    swish, norms = ([one for one in timed if one.cell.kind == kind] for kind in BEFORE_CONVOLUTIONS)
+    if chains.data_type == "int8":
+        timed = [one for one in timed if one.cell.is_product]
+    points = [Point(CALL, 1, 1, 1, 1, chains.call_seconds)]
     for one in timed:
         cell, seconds = one.cell, one.seconds
         if cell.kind == "conv":
@@ -136,32 +169,17 @@ def _points(backend: Backend, data_type: DataType, compute: str) -> tuple[Point,
     return tuple(points)
 
 
-def _is_timed(cell: Cell, data_type: DataType) -> bool:
-    return cell.is_product or data_type != "int8"
-
-
 def _interpolated(timed: list[Timed], elements: int) -> float:
     sizes = np.log([float(one.cell.rows) for one in timed])
     seconds = np.log([max(one.seconds, LEAST_SECONDS) for one in timed])
     return float(np.exp(np.interp(np.log(elements), sizes, seconds)))
 
 
-def _seconds(backend: Backend, cell: Cell, data_type: DataType, compute: str) -> float:
-    """Of one cell: what a longer chain takes more, for each cell more."""
-    short, long = (_chain_seconds(backend, cell, length, data_type, compute) for length in (SHORT, LONG))
-    return max((long - short) / (LONG - SHORT), LEAST_SECONDS)
-
-
-def _call_seconds(backend: Backend, compute: str) -> float:
-    """What calling an engine takes that does almost nothing."""
-    return _chain_seconds(backend, Cell("Gelu", 64, 1, 1, 1, (1, 1, 64)), 1, "float32", compute)
-
-
-def _chain_seconds(backend: Backend, cell: Cell, length: int, data_type: DataType, compute: str) -> float:
+def _chain_seconds(backend: Backend, cell: Cell, length: int, data_type: str, compute: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         feeds = write_chain(file, cell, length, data_type)
-        engine = backend.load(backend.compile(file, Path(folder) / "engine"), compute, (), {})
+        engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading(compute))
         try:
             return fastest_seconds(engine, feeds)
         finally:

@@ -2,7 +2,9 @@
 
 from .audio import AudioTrack, AudioWarning
 from .bundle import Bundle, open_manifest
+from .compiling import Compiled, compile_bundle
 from .course import Course
+from .devices import parse_devices
 from .errors import BundleError, MissingPackageError, OutzoomError, UserError
 from .film import Film, film_frames, open_keyframes
 from .governor import Limits
@@ -24,6 +26,7 @@ __all__ = [
     "AudioWarning",
     "Bundle",
     "BundleError",
+    "Compiled",
     "Course",
     "DamagedVideoWarning",
     "Film",
@@ -45,12 +48,14 @@ __all__ = [
     "VideoWriter",
     "VideoZoom",
     "Zoom",
+    "compile_bundle",
     "film_frames",
     "film_strip",
     "load_image",
     "open_bundle",
     "open_keyframes",
     "open_manifest",
+    "parse_devices",
     "preset",
     "presets_from",
     "read_prompts",

@@ -118,6 +118,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
     tools: dict[str, str]
     build: BuildInfo
+    checked_on: str | None = None  # another target, on whose engines the parity was measured
 
     @property
     def is_hoisted(self) -> bool:
@@ -264,7 +265,14 @@ def _check_values(manifest: Manifest, root: Path) -> None:
     require(bool(listed), f"it lists no file in '{TOKENIZER_FOLDER}'")
     specs = [spec for component in manifest.components.values() for spec in (*component.inputs, *component.outputs)]
     recipe = manifest.recipe
-    names = [manifest.target, manifest.source.name, recipe.name, recipe.weights, recipe.compute]
+    names = [
+        manifest.target,
+        manifest.checked_on or "",
+        manifest.source.name,
+        recipe.name,
+        recipe.weights,
+        recipe.compute,
+    ]
     names += [manifest.build.key, *(stage.name for stage in manifest.build.stages)]
     names += [*manifest.components, *manifest.files, *manifest.tools, *manifest.tools.values()]
     for text in (*names, *(text for spec in specs for text in (spec.name, spec.dtype))):

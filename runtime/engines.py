@@ -90,6 +90,11 @@ class EnginePool:
         """Those that are open."""
         return list(self._open)
 
+    def rest(self) -> None:
+        """Give back what the open engines work in, for others are needed next."""
+        for engine in self._open.values():
+            engine.rest()
+
     def close(self, keep: Callable[[EngineKey], bool] = lambda key: False) -> None:
         """Close the engines but those to keep; they are opened again when they are asked for."""
         self._learn()

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Array, Engine, backend_for
+from .backends import Array, Engine, Loading, backend_for
 from .bundle import HOISTED_INPUTS, REBUILD, Bundle
 from .cache import engine_cache
 from .denoising import Denoiser, Schedule
+from .devices import device_of
 from .engines import EngineFiles, EngineKey, EnginePool, engine_files, segments_of
 from .errors import BundleError, UserError
 from .extension import extended
@@ -96,13 +98,15 @@ class Inpainting:
         open_engine: OpenEngine | None = None,
         memory_limit_bytes: int | None = None,
         cache: Path | None = None,
+        devices: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`open_engine` opens the engine of a component for a batch, by default the bundle's own.
 
         With a limit, engines are opened in turn as far as it asks for that: see engines.py. `cache` is a folder to keep
-        them in as they are opened: see cache.py.
+        them in as they are opened: see cache.py. `devices` by component, where they are not to run where the target
+        says.
         """
-        self.bundle, self._cache = bundle, cache
+        self.bundle, self._cache, self._devices = bundle, cache, devices
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
@@ -125,6 +129,13 @@ class Inpainting:
             )
         return self._engines.get((component, batch, ""))
 
+    def open_component(self, component: str) -> None:
+        """Open all engines of a component, for every number of pictures that it is run with."""
+        batches = {1, self.bundle.manifest.batch if component == "unet" else 1}
+        for batch in sorted(batches):
+            for segment in self._segments[component] or (None,):
+                self._engines.get((component, batch, segment.engine if segment else ""))
+
     def _files(self, key: EngineKey) -> EngineFiles:
         component, _, engine = key
         segment = next((one for one in self._segments[component] if one.engine == engine), None)
@@ -137,9 +148,16 @@ class Inpainting:
         cache = engine_cache(self._cache, self.bundle, files.engine, backend.version())
         with files.complete(cache) as file:
             return backend.load(
-                file, manifest.recipe.compute, () if segment else manifest.components[component].inputs,
-                dimensions(self.size, manifest.vae_scale_factor, batch), self._frugal, cache,
-            )  # fmt: skip
+                file,
+                Loading(
+                    compute=manifest.recipe.compute,
+                    inputs=() if segment else manifest.components[component].inputs,
+                    sides=dimensions(self.size, manifest.vae_scale_factor, batch),
+                    frugal=self._frugal,
+                    cache=cache,
+                    device=device_of(self._devices, component),
+                ),
+            )
 
     def engine_file(self, component: str) -> AbstractContextManager[Path]:
         """An engine beside all of its weights, for as long as it takes to load it."""
@@ -270,6 +288,7 @@ class Inpainting:
         times = {call: self.time_feeds(float(scheduler.timesteps[call])) for call in schedule.calls}
         # what those for the prompt and the timesteps made is kept; their weights need not be
         self._engines.close(keep=lambda key: key[0] not in ("text_encoder", *HOISTED_INPUTS))
+        self._engines.rest()
         denoiser = Denoiser(self.bundle, self._run_each, texts, painting.guidance, schedule)
         fresh = np.random.default_rng((painting.seed, index, 1))
         for call, time in times.items():
@@ -283,6 +302,7 @@ class Inpainting:
                 latents = cells * latents + (1 - cells) * there
             if on_step:
                 on_step()
+        self._engines.rest()
         return self.decode(latents)
 
 

@@ -50,6 +50,9 @@ class SegmentedEngine:
             values = [{name: value for name, value in one.items() if name in segment.kept} for one in values]
         return values
 
+    def rest(self) -> None:
+        """Whoever opens the segments lets them rest."""
+
     def close(self) -> None:
         """Whoever opens the segments closes them."""
 

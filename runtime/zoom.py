@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -64,10 +65,11 @@ class Zoom:
         open_engine: OpenEngine | None = None,
         memory_limit_bytes: int | None = None,
         cache: Path | None = None,
+        devices: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """The arguments are those of Inpainting."""
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes, cache)
+        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes, cache, devices)
         self.size = self.inpainting.size
 
     @property
@@ -151,11 +153,12 @@ def open_bundle(
     size: Size | None = None,
     memory_limit_bytes: int | None = None,
     cache: Path | None = None,
+    devices: Mapping[str, str] = MappingProxyType({}),
 ) -> Zoom:
     """Open and check the bundle in a directory, for one of its sizes, (width, height), by default its first.
 
     With a limit, engines are opened in turn as far as it asks for that. `cache` is a folder to keep them in as they are
-    opened, such as `cache_folder()`: the next time it is quick.
+    opened, such as `cache_folder()`: the next time it is quick. `devices` by component: see devices.py.
     Raises BundleError that says what is wrong with it, and UserError for a size that it does not paint.
     """
-    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes, cache=cache)
+    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes, cache=cache, devices=devices)

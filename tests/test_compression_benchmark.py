@@ -16,7 +16,7 @@ from outzoom.benchmarks.compression import ResultFile, distances, in_memory, mea
 from outzoom.benchmarks.compressors import TORCH, Ours, Rival, Task, rivals
 from outzoom.benchmarks.engines import EngineFile, EngineProcess, loaded, outputs, time_in_turn
 from outzoom.benchmarks.process import run_measured
-from outzoom.runtime.backends import backend_for
+from outzoom.runtime.backends import Loading, backend_for
 from outzoom.runtime.errors import OutzoomError, UserError
 
 ENVIRONMENTS = os.environ.get("OUTZOOM_RIVALS", "")
@@ -132,7 +132,7 @@ def test_the_memory_of_a_command_is_that_of_the_child_that_took_the_most():
 
 def test_an_engine_in_its_process_makes_what_it_makes_here(task):
     engine = EngineFile("onnxruntime", task.model, "float32")
-    here = backend_for("onnxruntime").load(task.model, "float32", (), {})
+    here = backend_for("onnxruntime").load(task.model, Loading())
     with np.load(task.held_out[0]) as stored:
         (expected,) = here.run(dict(stored)).values()
     run = outputs(engine, task.held_out)[0]

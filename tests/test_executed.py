@@ -12,6 +12,7 @@ from outzoom.compress.dynamic import multiply_dynamically
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.recipe import Int4, Recipe, Rule
 from outzoom.compress.weights import compress_weights
+from outzoom.runtime.backends import Loading
 from outzoom.runtime.backends.onnxruntime import OnnxRuntime
 from outzoom.runtime.backends.openvino import OpenVino
 
@@ -24,14 +25,14 @@ def compressed(model, folder, *rules):
 def by_onnxruntime(model, folder):
     ir.save(model, folder / "model.onnx")
     backend = OnnxRuntime()
-    return run_by_onnxruntime(backend, folder / "model.onnx", backend.options((), {}), inputs())
+    return run_by_onnxruntime(backend, folder / "model.onnx", backend.options(Loading()), inputs())
 
 
 def by_openvino(model, folder):
     ir.save(model, folder / "model.onnx")
     backend = OpenVino("CPU")
     engine = backend.compile(folder / "model.onnx", folder / "engine")
-    return run_by_openvino(engine, backend.compiled(engine, "float32", (), {}))
+    return run_by_openvino(engine, backend.compiled(engine, Loading()))
 
 
 @pytest.mark.parametrize("asked", [by_onnxruntime, by_openvino])

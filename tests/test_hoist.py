@@ -257,6 +257,9 @@ class Counting:
         self.calls.append(feeds)
         return self.engine.run(feeds)
 
+    def rest(self):
+        self.engine.rest()
+
     def close(self):
         self.engine.close()
 

@@ -173,12 +173,12 @@ def test_a_target_that_was_not_measured_is_refused():
 def test_synthetic_layers_run_and_are_what_they_say(tmp_path, data_type):
     """One of each kind, in the real engine, and read again as the layers that they are meant to be."""
     from outzoom.hardware.bundles import graph_workload
-    from outzoom.runtime.backends import backend_for
+    from outzoom.runtime.backends import Loading, backend_for
 
     kinds = {cell.kind: cell for cell in reversed(list(cells()))}  # the first of each
     for cell in kinds.values():
         feeds = write_chain(tmp_path / "model.onnx", cell, 2, data_type)
-        engine = backend_for("onnxruntime").load(tmp_path / "model.onnx", "float32", (), {})
+        engine = backend_for("onnxruntime").load(tmp_path / "model.onnx", Loading())
         assert engine.run(feeds)["out"].shape == cell.shape
         engine.close()
         if not cell.is_product:

@@ -238,6 +238,9 @@ class Opened:
     def run(self, feeds):
         return {}
 
+    def rest(self):
+        self.log.append(("rest", self.key[0] + self.key[2]))
+
     def close(self):
         self.log.append(("close", self.key[0] + self.key[2]))
 

@@ -3,11 +3,13 @@
 from ..errors import unknown_name
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
-from .protocol import Array, Backend, Engine
+from .protocol import Array, Backend, Engine, Loading
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": OnnxRuntime(),
     "openvino-cpu": OpenVino(device="CPU"),
+    "openvino-gpu": OpenVino(device="GPU"),
+    "openvino-npu": OpenVino(device="NPU"),
 }
 
 
@@ -18,4 +20,4 @@ def backend_for(target: str) -> Backend:
     return BACKENDS[target]
 
 
-__all__ = ["BACKENDS", "Array", "Backend", "Engine", "backend_for"]
+__all__ = ["BACKENDS", "Array", "Backend", "Engine", "Loading", "backend_for"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import COPY_AGAIN, TensorSpec
-from ..errors import BundleError, MissingPackageError
+from ..bundle import COPY_AGAIN
+from ..errors import BundleError, MissingPackageError, UserError
 from ..files import link_or_copy
-from .protocol import Array
+from .protocol import Array, Loading
 
 
 def _package() -> Any:
@@ -34,6 +34,9 @@ class OnnxRuntimeEngine:
         """Compute the outputs, by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
 
+    def rest(self) -> None:
+        """Nothing: a session's arena shrinks in a run only, or not at all."""
+
     def close(self) -> None:
         """Drop the session."""
         self._session = None
@@ -54,20 +57,17 @@ class OnnxRuntime:
         """The external data of model.onnx."""
         return engine.with_name(f"{engine.name}.data")
 
-    def load(
-        self,
-        engine: Path,
-        compute: str,
-        inputs: Sequence[TensorSpec],
-        sides: Mapping[str, int],
-        frugal: bool = False,
-        cache: Path | None = None,
-    ) -> OnnxRuntimeEngine:
-        """Load the model; ONNX Runtime's CPU provider computes in float32 whatever `compute` says; nothing is kept."""
-        return OnnxRuntimeEngine(self.session(engine, self.options(inputs, sides, frugal)))
+    def load(self, engine: Path, loading: Loading) -> OnnxRuntimeEngine:
+        """Load the model; the CPU provider computes in float32 whatever is asked for, and nothing is kept."""
+        if loading.device not in (None, "CPU"):
+            raise UserError(
+                f"the target 'onnxruntime' runs on the CPU, not on '{loading.device}'",
+                hint="leave out --device, or build for openvino-gpu, openvino-npu or tensorrt",
+            )
+        return OnnxRuntimeEngine(self.session(engine, self.options(loading)))
 
-    def options(self, inputs: Sequence[TensorSpec], sides: Mapping[str, int], frugal: bool = False) -> Any:
-        """The options of a session in which the named sides of `inputs` are the numbers in `sides`.
+    def options(self, loading: Loading) -> Any:
+        """The options of a session.
 
         In a frugal one weights stay in their file, which is mapped, and no buffer outlives its use: layers are somewhat
         slower, since no weight is brought into the order that they compute in; opening takes no time.
@@ -75,9 +75,9 @@ class OnnxRuntime:
         ort = _package()
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        for name in {side for spec in inputs for side in spec.shape if isinstance(side, str)}:
-            options.add_free_dimension_override_by_name(name, sides[name])
-        if frugal:
+        for name in {side for spec in loading.inputs for side in spec.shape if isinstance(side, str)}:
+            options.add_free_dimension_override_by_name(name, loading.sides[name])
+        if loading.frugal:
             options.enable_cpu_mem_arena = False
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -89,6 +89,9 @@ class OnnxRuntime:
             return _package().InferenceSession(engine, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package raises types of its own, one for each kind of failure
             raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
+
+    def absent(self) -> None:
+        """It runs on every processor."""
 
     def version(self) -> str:
         """The installed version."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +16,32 @@ Array = NDArray[Any]
 Tensors = dict[str, NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How an engine is to be loaded.
+
+    It computes in `compute`, 'float32' or 'fastest', with the named sides of its `inputs` set to the numbers in
+    `sides`. A frugal one takes less memory, and maybe more time. `cache` is a folder for what makes loading quick the
+    next time, `device` where it is to run, None for where its target says.
+    """
+
+    compute: str = "float32"
+    inputs: Sequence[TensorSpec] = ()
+    sides: Mapping[str, int] = field(default_factory=dict)
+    frugal: bool = False
+    cache: Path | None = None
+    device: str | None = None
+
+
 class Engine(Protocol):
     """A loaded model with static shapes."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs, by name; the arrays are the caller's."""
+        ...
+
+    def rest(self) -> None:
+        """Give back the memory that it works in, as far as the engine can; the next run takes it again."""
         ...
 
     def close(self) -> None:
@@ -28,7 +50,7 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """One inference engine on one kind of device; `compute` is 'float32' or 'fastest'."""
+    """One inference engine on one kind of device."""
 
     def compile(self, onnx: Path, folder: Path) -> Path:
         """Write the engine for the ONNX model (and its weights) into `folder`; the engine's path."""
@@ -38,19 +60,12 @@ class Backend(Protocol):
         """The file beside an engine that holds its weights."""
         ...
 
-    def load(
-        self,
-        engine: Path,
-        compute: str,
-        inputs: Sequence[TensorSpec],
-        sides: Mapping[str, int],
-        frugal: bool = False,
-        cache: Path | None = None,
-    ) -> Engine:
-        """Load an engine that `compile` wrote, the named sides of its `inputs` set to the numbers in `sides`.
+    def load(self, engine: Path, loading: Loading) -> Engine:
+        """Load an engine that `compile` wrote; raises UserError for a device that is not here."""
+        ...
 
-        A frugal one takes less memory, and maybe more time. `cache` is a folder for what makes loading quick next time.
-        """
+    def absent(self) -> str | None:
+        """Why engines do not run on this machine, though the package is installed; None: they do."""
         ...
 
     def version(self) -> str:

@@ -1,0 +1,52 @@
+"""What the engines of each target accept: the form of their graphs, the recipes that go, and where they are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from ..compress.recipe import Recipe
+from ..runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a target asks of a graph.
+
+    `checked_on`: a target whose backend opens the same engine file and measures the parity, where this one's device
+    is seldom the machine that builds. `symmetric`: codes of activations have 0 for zero. `integers_of_onnxruntime`:
+    integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever is asked for.
+    """
+
+    checked_on: str | None = None
+    symmetric: bool = False
+    integers_of_onnxruntime: bool = False
+    halves: bool = False
+
+
+FORMS = {
+    "onnxruntime": Form(integers_of_onnxruntime=True),
+    "openvino-cpu": Form(),
+    "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True),
+    "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True),
+}
+
+
+def adapted(recipe: Recipe, target: str) -> Recipe:
+    """The recipe in the form that a target's engines take; raises UserError for one that they don't."""
+    if reason := refusal(recipe, target):
+        raise UserError(f"the recipe '{recipe.name}' does not go for {target}: {reason}", hint="build another of both")
+    activations = recipe.activations
+    if activations is None or activations.range == "dynamic" or not FORMS[target].symmetric:
+        return recipe
+    return msgspec.structs.replace(recipe, activations=msgspec.structs.replace(activations, symmetric=True))
+
+
+def refusal(recipe: Recipe, target: str) -> str | None:
+    """Why a target has no engines of a recipe; None: it has."""
+    if FORMS[target].halves and recipe.compute == "float32":
+        return "its device computes in 16 bits, the recipe asks for 32"
+    if (groups := recipe.timestep_groups("unet")) > 1 and not FORMS[target].integers_of_onnxruntime:
+        return f"it has ranges for {groups} groups of timesteps, which {target} computes in float"
+    return None
