@@ -212,6 +212,9 @@ def zoom(
     memory_limit: Annotated[
         str, typer.Option(metavar="BYTES", help="open engines in turn to stay below, such as 1GiB")
     ] = "",
+    vae_tile: Annotated[
+        str, typer.Option(metavar="WxH", help="the VAE works on tiles of this, another of the bundle's sizes")
+    ] = "",
     governor: Annotated[
         bool, typer.Option("--governor/--no-governor", help="with --live: paint quicker where time or a limit asks")
     ] = True,
@@ -250,7 +253,7 @@ def zoom(
     limit_bytes = parse_bytes(memory_limit) if memory_limit else None
     open_zoom = partial(
         Zoom, size=_parse_size(size) if size else None, memory_limit_bytes=limit_bytes, cache=cache_folder(),
-        devices=parse_devices(device) if device else {},
+        devices=parse_devices(device) if device else {}, vae_tile=_parse_size(vae_tile) if vae_tile else None,
     )  # fmt: skip
     if live is not None and motion is not None:
         opens, painted = (lambda: open_zoom(_checked(bundle))), (preset, changes)

@@ -24,6 +24,7 @@ from .extension import extended
 from .schedulers import Scheduler, default_scheduler, make_scheduler
 from .segments import SegmentedEngine
 from .shapes import Size, dimensions, resolve
+from .tiles import in_tiles
 from .tokenizer import ClipTokenizer
 
 Latents = NDArray[np.float32]
@@ -99,16 +100,18 @@ class Inpainting:
         memory_limit_bytes: int | None = None,
         cache: Path | None = None,
         devices: Mapping[str, str] = MappingProxyType({}),
+        vae_tile: Size | None = None,
     ) -> None:
         """`open_engine` opens the engine of a component for a batch, by default the bundle's own.
 
         With a limit, engines are opened in turn as far as it asks for that: see engines.py. `cache` is a folder to keep
         them in as they are opened: see cache.py. `devices` by component, where they are not to run where the target
-        says.
+        says. With `vae_tile`, another of the bundle's sizes, the VAE works on tiles of that: see tiles.py.
         """
         self.bundle, self._cache, self._devices = bundle, cache, devices
         manifest = bundle.manifest
         self.size = _chosen(size, manifest.sizes)
+        self.vae_tile = _chosen_tile(vae_tile, self.size, manifest.sizes)
         latent = manifest.components["vae_decoder"].input_shape("latent_sample")
         self.latent_shape = resolve(latent, dimensions(self.size, manifest.vae_scale_factor))
         self._tokenizer = ClipTokenizer(bundle.path / "tokenizer", manifest.max_tokens)
@@ -152,7 +155,7 @@ class Inpainting:
                 Loading(
                     compute=manifest.recipe.compute,
                     inputs=() if segment else manifest.components[component].inputs,
-                    sides=dimensions(self.size, manifest.vae_scale_factor, batch),
+                    sides=self._sides(component, batch),
                     frugal=self._frugal,
                     cache=cache,
                     device=device_of(self._devices, component),
@@ -228,17 +231,34 @@ class Inpainting:
     def encode_image(self, image: NDArray[np.float32], noise: Latents | None = None) -> Latents:
         """Scaled latents of an image (h, w, 3) in -1..1; the distribution's mean, or a sample with `noise`."""
         sample = image.transpose(2, 0, 1)[None].astype(np.float32)
-        parameters = self._run("vae_encoder", {"sample": sample}, "latent_parameters")
+        parameters = self._run_vae("vae_encoder", "sample", sample, "latent_parameters")
         mean, log_variance = np.split(parameters, 2, axis=1)
         if noise is not None:
             mean = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * noise
         scaled: Latents = mean * np.float32(self.bundle.manifest.latent_scale)
         return scaled
 
+    def _run_vae(self, component: str, source: str, given: Latents, output: str) -> Latents:
+        """One of the VAE's engines on the whole picture, or on tiles of it."""
+
+        def run(part: Latents) -> Latents:
+            return self._run(component, {source: part}, output)
+
+        if self.vae_tile is None:
+            return run(given)
+        spec = self.bundle.manifest.components[component].input_shape(source)
+        _, _, height, width = resolve(spec, self._sides(component, 1))
+        return in_tiles(given, run, (height, width), self.bundle.manifest.vae_scale_factor if source == "sample" else 1)
+
+    def _sides(self, component: str, batch: int) -> dict[str, int]:
+        """The numbers of an engine's named dimensions."""
+        size = self.vae_tile if self.vae_tile and component.startswith("vae_") else self.size
+        return dimensions(size, self.bundle.manifest.vae_scale_factor, batch)
+
     def decode(self, latents: Latents) -> Picture:
         """The picture (h, w, 3) of scaled latents."""
         unscaled = latents / np.float32(self.bundle.manifest.latent_scale)
-        image = self._run("vae_decoder", {"latent_sample": unscaled}, "sample")[0]
+        image = self._run_vae("vae_decoder", "latent_sample", unscaled, "sample")[0]
         picture: Picture = np.rint(np.clip(image.transpose(1, 2, 0) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
         return picture
 
@@ -311,6 +331,19 @@ def _chosen(size: Size | None, sizes: tuple[Size, ...]) -> Size:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise UserError(f"the bundle does not paint {size[0]}x{size[1]}; it paints {shown}", hint=REBUILD)
     return size or sizes[0]
+
+
+def _chosen_tile(tile: Size | None, size: Size, sizes: tuple[Size, ...]) -> Size | None:
+    if tile is None or tile == size:
+        return None
+    fitting = [one for one in sizes if one != size and one[0] <= size[0] and one[1] <= size[1]]
+    if tile not in fitting:
+        shown = ", ".join(f"{width}x{height}" for width, height in fitting) or "none"
+        raise UserError(
+            f"the VAE can't work on tiles of {tile[0]}x{tile[1]}; of this bundle's sizes these fit: {shown}",
+            hint="build it with that --size, too",
+        )
+    return tile
 
 
 def _levels(picture: Picture) -> NDArray[np.float32]:

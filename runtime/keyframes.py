@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from .errors import UserError, printable
@@ -23,6 +24,7 @@ from .files import atomic_file, check_replaceable
 from .shapes import Size
 
 STATE_FILE = "keyframes.json"
+LOCK_FILE = ".lock"
 SCHEMA_VERSION = 1  # goes up too when keyframes are made in another way from the same settings
 MAX_STATE_BYTES = 1 << 20
 _MARK = "outzoom keyframe"  # the keyword of a PNG text chunk
@@ -56,6 +58,7 @@ class KeyframeFolder:
         self._settings = _as_json(settings)
         self._made_from = made_from
         self._keys = [_hash(SCHEMA_VERSION, self._settings)]
+        self._lock = FileLock(self.path / LOCK_FILE, timeout=0)
         self._check_state()
 
     def count(self, last: int) -> int:
@@ -72,7 +75,7 @@ class KeyframeFolder:
         return self._load(self._file(index), index)
 
     def save(self, index: int, picture: NDArray[np.uint8]) -> None:
-        """Keep a keyframe: it is there whole, or not at all."""
+        """Keep a keyframe: it is there whole, or not at all. Raises UserError where another process keeps some."""
         self._save(self._file(index), index, picture)
 
     def has_lap(self, last: int) -> bool:
@@ -89,6 +92,7 @@ class KeyframeFolder:
 
     def remove(self) -> None:
         """Remove the keyframes and, if nothing else is in it, the folder."""
+        self._lock.release()
         remove_keyframes(self.path)
 
     def _file(self, index: int) -> Path:
@@ -153,6 +157,7 @@ class KeyframeFolder:
 
         if picture.shape != (self.size[1], self.size[0], 3):
             raise ValueError(f"the keyframe has the shape {picture.shape}, the folder is for {self.size}")
+        self._hold()
         if not (self.path / STATE_FILE).exists():
             state = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
             with atomic_file(self.path / STATE_FILE) as partial:
@@ -161,6 +166,19 @@ class KeyframeFolder:
         text.add_itxt(_MARK, msgspec.json.encode(self._mark(file, index)).decode())
         with atomic_file(file) as partial:
             Image.fromarray(picture).save(partial, format="PNG", pnginfo=text)
+
+    def _hold(self) -> None:
+        """Keep other processes from painting into the folder, until this one ends."""
+        if self._lock.is_locked:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another zoom is at work on the keyframes in {self.path}",
+                hint="wait until it has ended, or take another folder with --keyframes DIR",
+            ) from error
 
 
 def remove_keyframes(path: Path) -> None:
@@ -171,7 +189,7 @@ def remove_keyframes(path: Path) -> None:
     if not path.exists():
         return
     _check_ours(path)
-    for pattern in ("[0-9]*.png", "lap-[0-9]*.png", ".partial-*", STATE_FILE):
+    for pattern in ("[0-9]*.png", "lap-[0-9]*.png", ".partial-*", LOCK_FILE, STATE_FILE):
         for file in path.glob(pattern):
             file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -180,7 +198,7 @@ def remove_keyframes(path: Path) -> None:
 
 def _check_ours(path: Path) -> None:
     """Raises UserError for a folder that holds something but no keyframes; half a file of a killed run is nothing."""
-    if any(not entry.name.startswith(".partial-") for entry in path.iterdir()):
+    if any(entry.name != LOCK_FILE and not entry.name.startswith(".partial-") for entry in path.iterdir()):
         check_replaceable(path, STATE_FILE)
 
 

@@ -66,10 +66,11 @@ class Zoom:
         memory_limit_bytes: int | None = None,
         cache: Path | None = None,
         devices: Mapping[str, str] = MappingProxyType({}),
+        vae_tile: Size | None = None,
     ) -> None:
         """The arguments are those of Inpainting."""
         self.bundle = bundle
-        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes, cache, devices)
+        self.inpainting = Inpainting(bundle, size, open_engine, memory_limit_bytes, cache, devices, vae_tile)
         self.size = self.inpainting.size
 
     @property
@@ -154,11 +155,16 @@ def open_bundle(
     memory_limit_bytes: int | None = None,
     cache: Path | None = None,
     devices: Mapping[str, str] = MappingProxyType({}),
+    vae_tile: Size | None = None,
 ) -> Zoom:
     """Open and check the bundle in a directory, for one of its sizes, (width, height), by default its first.
 
     With a limit, engines are opened in turn as far as it asks for that. `cache` is a folder to keep them in as they are
-    opened, such as `cache_folder()`: the next time it is quick. `devices` by component: see devices.py.
+    opened, such as `cache_folder()`: the next time it is quick. `devices` by component: see devices.py. With `vae_tile`
+    the VAE works on tiles of that size, another of the bundle's.
     Raises BundleError that says what is wrong with it, and UserError for a size that it does not paint.
     """
-    return Zoom(open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes, cache=cache, devices=devices)
+    return Zoom(
+        open_manifest(path, verify), size, memory_limit_bytes=memory_limit_bytes, cache=cache, devices=devices,
+        vae_tile=vae_tile,
+    )  # fmt: skip

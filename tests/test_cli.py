@@ -195,7 +195,7 @@ def test_keyframes_are_kept_where_they_are_asked_for_and_shown_the_other_way_rou
     code, result, _ = run_json(*zoom(keyframes="kept"))
     assert (code, result["keyframes_painted"], result["keyframes_reused"]) == (0, 1, 0)
     assert result["keyframes"] == "kept"
-    assert names(tmp_path / "kept") == ["00000.png", "00001.png", "keyframes.json"]
+    assert names(tmp_path / "kept") == [".lock", "00000.png", "00001.png", "keyframes.json"]
     code, result, err = run_json(*zoom(keyframes="kept", out="in.mp4"), "--zoom-in")
     assert (code, result["keyframes_painted"], result["keyframes_reused"]) == (0, 0, 1)
     assert "1 of 1 keyframes are there from an earlier run, in 'kept'" in err
@@ -569,6 +569,24 @@ def test_ctrl_c_in_the_middle_of_a_zoom_keeps_what_is_painted_and_no_half_made_f
     assert result["keyframes_reused"] >= 1
     assert result["keyframes_reused"] + result["keyframes_painted"] == 3
     assert names(tmp_path) == ["blocked", "picture.png", "strip.png", "zoom.mp4"]
+
+
+@posix_only
+def test_a_zoom_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(start, run_json, zoom, tmp_path):
+    arguments = [*zoom(strip="strip.png"), "--seconds", "3", "--steps", "200", "--zoom-in"]
+    child = start(*arguments)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "zoom.mp4.keyframes" / "00001.png").exists():
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.02)
+    child.kill()
+    child.communicate()
+    code, result, _ = run_json(*arguments)
+    assert code == 0 and result["keyframes_reused"] >= 1
+    made = [(tmp_path / name).read_bytes() for name in ("zoom.mp4", "strip.png")]
+    code, result, _ = run_json(*arguments)
+    assert code == 0 and result["keyframes_reused"] == 0
+    assert made == [(tmp_path / name).read_bytes() for name in ("zoom.mp4", "strip.png")]
 
 
 def test_ctrl_c_before_anything_is_painted_leaves_nothing(fails, zoom, tmp_path, monkeypatch):

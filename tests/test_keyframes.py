@@ -46,8 +46,17 @@ def test_a_folder_is_made_with_the_first_keyframe(folder_of, pictures, tmp_path)
     assert folder.count(3) == 0
     assert not folder.path.exists()
     folder.save(0, pictures[0])
-    assert sorted(path.name for path in folder.path.iterdir()) == ["00000.png", "keyframes.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "00000.png", "keyframes.json"]
     assert json.loads((folder.path / "keyframes.json").read_text())["settings"]["steps"] == 20
+
+
+def test_two_zooms_do_not_keep_keyframes_in_one_folder(kept, folder_of, pictures):
+    other = folder_of()
+    assert other.count(3) == 3
+    with pytest.raises(UserError, match="another zoom is at work"):
+        other.save(3, pictures[3])
+    kept.remove()
+    other.save(0, pictures[0])
 
 
 def test_only_keyframes_without_a_gap_count(kept, folder_of):
@@ -130,7 +139,7 @@ def test_a_folder_that_a_killed_run_had_only_begun_is_used(folder_of, pictures, 
     (tmp_path / "run" / ".partial-1-ab-keyframes.json").touch()
     folder = folder_of()
     folder.save(0, pictures[0])
-    assert sorted(path.name for path in folder.path.iterdir()) == ["00000.png", "keyframes.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "00000.png", "keyframes.json"]
 
 
 def test_a_lap_is_the_last_keyframes_own(kept, folder_of, pictures):
