@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         given: tuple[str, ...] = ("--picture", str(picture), "--mask", str(mask), "--prompt", DEMO_PROMPT)
         given += ("--guidance", str(args.guidance))
         mine = (*given, *(("--cache", str(args.cache)) if args.cache else ()))
-        sides = [ours(name, args.bundle, name, mine) for name in PRESETS]
+        sides = [ours(name, args.bundle, name, mine) for name in args.presets]
         sides += [
             ours(f"quality, {limit}", args.segmented or args.bundle, "quality", (*mine, "--memory-limit", limit))
             for limit in args.limits
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--limits", nargs="*", default=[], help="also paint with these limits of memory")
     parser.add_argument("--segmented", type=Path, help="the bundle for that, its UNet in segments")
     parser.add_argument("--serve", metavar="PRESET", help="be the side that paints with this preset")

@@ -334,16 +334,15 @@ def full_size_keyframe(result: dict[str, Any]) -> str:
         f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, "
         f"load average {result['load_before']:.1f} before:",
         "",
-        "| | a keyframe, s (min-max) | to openvino.genai's | ready after, s | peak memory, GiB |",
-        "|---|---|---|---|---|",
+        "| | a keyframe, s (min-max) | to openvino.genai's (p10-p90) | peak memory, GiB |",
+        "|---|---|---|---|",
     ]
     for name, side in result["sides"].items():
-        seconds = side["keyframe_seconds"]
+        seconds, ratio = side["keyframe_seconds"], side.get("ratio_to_genai")
         cells = [
             f"`{name}`" if name in PRESETS else name,
             f"{np.median(seconds):.1f} ({min(seconds):.1f}-{max(seconds):.1f})",
-            f"{side['ratio_to_genai']['median']:.2f}" if "ratio_to_genai" in side else "",
-            f"{side['load_seconds']:.1f}",
+            f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})" if ratio and ratio["p10"] != 1 else "1",
             f"{side['peak_rss_bytes'] / 2**30:.2f}",
         ]
         lines.append(_row(cells))
@@ -388,6 +387,45 @@ def live(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def targets(result: dict[str, Any]) -> str:
+    """Which recipe goes for which target; from outzoom.benchmarks.targets."""
+    entries = {(entry["target"], entry["recipe"]): entry for entry in result["entries"]}
+    names, recipes = (list(dict.fromkeys(key[index] for key in entries)) for index in (0, 1))
+    lines = [
+        f"`{result['checkpoint']}`, every bundle built; megabytes on disk, lowest parity of a component in dB; "
+        f"{result['machine']['cpu_model']}, {result['machine']['usable_cores']} cores:",
+        "",
+        _row(["recipe", *(f"`{name}`" for name in names)]),
+        "|" + "---|" * (len(names) + 1),
+    ]
+    reasons: list[str] = []
+    for recipe in recipes:
+        cells = [recipe]
+        for name in names:
+            entry = entries.get((name, recipe))
+            if entry is not None and entry["refused"] and entry["refused"] not in reasons:
+                reasons.append(entry["refused"])
+            cells.append(_target_cell(entry, reasons))
+        lines.append(_row(cells))
+    lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
+    checked = {entry["target"]: entry["checked_on"] for entry in entries.values() if entry["checked_on"]}
+    lines += ["", *(f"The parity of `{name}` was measured on the engines of `{on}`." for name, on in checked.items())]
+    away = {name: reason for name, reason in result["absent"].items() if reason and name in names}
+    lines += [f"Built, not run, `{name}`: {reason}." for name, reason in away.items()]
+    return "\n".join(lines).rstrip()
+
+
+def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
+    if entry is None:
+        return "not tried"
+    if entry["refused"]:
+        return f"refused [{reasons.index(entry['refused']) + 1}]"
+    parts = entry["components"].values()
+    parities = [part["parity_psnr_db"] for part in parts if part["parity_psnr_db"] is not None]
+    parity = f"{min(parities):.0f} dB" if parities else "equal"
+    return f"{sum(part['size_bytes'] for part in parts) / 1e6:.1f} MB, {parity}"
+
+
 Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
 PAGES: dict[str, Sections] = {
     "README.md": {
@@ -404,6 +442,10 @@ PAGES: dict[str, Sections] = {
     "docs/video.md": {
         "demo-video": ("demo-video.json", demo_video),
         "rendering": ("rendering.json", rendering),
+    },
+    "docs/devices.md": {
+        "targets": ("targets.json", targets),
+        "full-size-targets": ("full-size-targets.json", targets),
     },
     "docs/live.md": {"live": ("live.json", live)},
     "docs/compression.md": {

@@ -287,7 +287,10 @@ class BundlePlan:
         """What of the recipe a measurement on the graph depends on."""
         mixed = self.recipe.mixed and msgspec.structs.replace(self.recipe.mixed, bits=1, budget_mb=None)
         narrowed = tuple(msgspec.structs.replace(entry, fraction=0, correct=True) for entry in self.recipe.structured)
-        recipe = msgspec.structs.replace(self.recipe, mixed=mixed, structured=narrowed)  # the same for every budget
+        rounding = self.recipe.activations and msgspec.structs.replace(self.recipe.activations, symmetric=False)
+        recipe = msgspec.structs.replace(  # the same for every budget, and for both kinds of codes
+            self.recipe, mixed=mixed, structured=narrowed, activations=rounding
+        )
         found: dict[str, Any] = msgspec.to_builtins({key: getattr(recipe, key) for key in GRAPH_KEYS})
         return found
 

@@ -12,10 +12,11 @@ import numpy as np
 from ..runtime.errors import MissingPackageError
 
 OPSET = 21
-CHANNELS = (24, 80, 288)
+# Multiples of 32, as in the models: what an engine pads to the size of its units is lost.
+CHANNELS = (32, 96, 288)
 SIDES = (6, 20, 60, 150)
 ROWS = (1, 20, 150, 1200)
-WIDTHS = (48, 200, 800)
+WIDTHS = (64, 224, 832)
 # Heads, rows, keys and width of a head.
 ATTENTION = (
     (1, 24, 24, 40), (3, 100, 100, 40), (3, 400, 400, 40), (1, 1500, 1500, 40), (1, 900, 900, 200), (3, 100, 60, 40),
