@@ -40,7 +40,7 @@ CACHE_NAME = ".cache"
 MAX_UNET_SEGMENTS = 64
 EXACT = ("onnxruntime", read_recipe("fp32"))  # the target and recipe that activations are measured with
 GRAPH_KEYS = ("structured", "rules", "mixed", "activations", "pointwise_as_products")  # what measurements depend on
-INTEGERS_OF_ONNXRUNTIME = ("onnxruntime",)  # the targets that compute in integers what ONNX Runtime does
+INTEGERS_OF_ONNXRUNTIME = ("onnxruntime", "onnxruntime-mobile")  # compute in integers what ONNX Runtime does
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class Plan:
             raise UserError(
                 "optimum's pipelines take the UNet whole, and do guidance in one call of it",
                 hint="with --interop, give --batch 2 and leave out --hoist",
+            )
+        if self.interop and "onnxruntime-mobile" in self.targets:
+            raise UserError(
+                "optimum's pipelines open no .ort files", hint="with --interop, build for onnxruntime or openvino-cpu"
             )
         if self.interop and (self.shallow_skips or self.unet_segments > 1):
             raise UserError(
