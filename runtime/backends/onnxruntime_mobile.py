@@ -1,6 +1,6 @@
 """ONNX Runtime on phones and in browsers: the engine file is in its own format, .ort, and has its weights inside.
 
-Beside it lies what a reduced build of ONNX Runtime has to contain: its operators, and the types that they are used with.
+Beside it lies what a reduced build of ONNX Runtime has to contain: its operators, and the types that they work on.
 """
 
 from __future__ import annotations
