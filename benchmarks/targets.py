@@ -9,7 +9,6 @@ machine, its engines are not run: the result says on what the parity was measure
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ from ..runtime.backends import BACKENDS
 from ..runtime.bundle import Bundle
 from ..runtime.errors import OutzoomError, printable
 from ..runtime.files import atomic_file
-from .machine import Machine, describe_machine
+from .machine import describe_machine
+from .results import Machine
 
 SCHEMA_VERSION = 1
 RECIPES = ("fp32", "fp16", "int8", "int4", "kmeans4", "pruned", "sparse24", "narrow", "mixed")
@@ -96,9 +96,7 @@ def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: P
 
 
 def _write(checkpoint: str, entries: tuple[Entry, ...], out: Path) -> None:
-    command = shlex.join(
-        ["python", "-m", "outzoom.benchmarks.targets", "CHECKPOINT", "--work", "DIR", "--out", out.name]
-    )
+    command = f"python -m outzoom.benchmarks.targets CHECKPOINT --work DIR --out {out.name}"
     result = TargetsResult(
         SCHEMA_VERSION, command, time.strftime("%Y-%m-%d"), version("outzoom"), open_checkpoint(checkpoint).name,
         describe_machine(), {name: backend.absent() for name, backend in BACKENDS.items()}, entries,

@@ -79,6 +79,10 @@ class Plan:
                 "optimum's pipelines take the UNet whole, and do guidance in one call of it",
                 hint="with --interop, give --batch 2 and leave out --hoist",
             )
+        if self.interop and "onnxruntime-mobile" in self.targets:
+            raise UserError(
+                "optimum's pipelines open no .ort files", hint="with --interop, build for onnxruntime or openvino-cpu"
+            )
         if self.interop and (self.shallow_skips or self.unet_segments > 1):
             raise UserError(
                 "optimum's pipelines know of no shallow UNet and of none in segments",

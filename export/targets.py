@@ -27,6 +27,7 @@ class Form:
 
 FORMS = {
     "onnxruntime": Form(integers_of_onnxruntime=True),
+    "onnxruntime-mobile": Form(integers_of_onnxruntime=True),
     "openvino-cpu": Form(),
     "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True),
     "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True),

@@ -26,6 +26,7 @@ from ..runtime.files import link_or_copy
 from ..runtime.packed import PACKED_NAME, open_packed
 from ..runtime.segments import SEGMENTS_NAME, Segment
 from .checkpoint import PART_OF, Checkpoint
+from .mobile import mobile_usability
 from .shapes import Shapes, probe_shapes
 from .targets import FORMS
 
@@ -273,9 +274,12 @@ def compile_engine(
         packed: dict[str, Path] = {}
         for model, engine in compiled[name].items():
             source = (onnx / name / model).with_name(PACKED_NAME)
-            if source.exists():
+            weights = backend_for(target).weights_file(engine)
+            if source.exists() and weights != engine:
                 packed[model] = engine.with_name(PACKED_NAME)
-                notes += _pack_weights(source, backend_for(target).weights_file(engine), packed[model])
+                notes += _pack_weights(source, weights, packed[model])
+            if target == "onnxruntime-mobile":
+                notes += [f"{name}, mobile usability: {line}" for line in mobile_usability(onnx / name / model)]
         segmented = bool(one.segments)
         components[name] = Component(
             engine=_relative(

@@ -226,5 +226,5 @@ def test_a_component_runs_on_the_device_that_is_named_for_it_and_paints_the_same
     bundle = tiny_bundles["openvino-cpu-fp32"]
     expected = keyframe(bundle)
     assert np.array_equal(keyframe(bundle, devices=parse_devices("unet=AUTO,vae_decoder=HETERO:CPU")), expected)
-    with pytest.raises(UserError, match="runs on the CPU, not on 'GPU'"):
+    with pytest.raises(UserError, match="run on the CPU, not on 'GPU'"):
         keyframe(tiny_bundles["onnxruntime-fp32"], devices=parse_devices("GPU"))

@@ -2,11 +2,13 @@
 
 from ..errors import unknown_name
 from .onnxruntime import OnnxRuntime
+from .onnxruntime_mobile import OnnxRuntimeMobile
 from .openvino import OpenVino
 from .protocol import Array, Backend, Engine, Loading
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": OnnxRuntime(),
+    "onnxruntime-mobile": OnnxRuntimeMobile(),
     "openvino-cpu": OpenVino(device="CPU"),
     "openvino-gpu": OpenVino(device="GPU"),
     "openvino-npu": OpenVino(device="NPU"),

@@ -14,12 +14,13 @@ from ..files import link_or_copy
 from .protocol import Array, Loading
 
 
-def _package() -> Any:
+def package(target: str = "onnxruntime") -> Any:
+    """The package, for a target; raises MissingPackageError."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nothing that runs here reports home
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingPackageError("onnxruntime", "onnxruntime", "the target 'onnxruntime'") from error
+        raise MissingPackageError("onnxruntime", "onnxruntime", f"the target '{target}'") from error
     return onnxruntime
 
 
@@ -61,7 +62,7 @@ class OnnxRuntime:
         """Load the model; the CPU provider computes in float32 whatever is asked for, and nothing is kept."""
         if loading.device not in (None, "CPU"):
             raise UserError(
-                f"the target 'onnxruntime' runs on the CPU, not on '{loading.device}'",
+                f"engines of ONNX Runtime run on the CPU, not on '{loading.device}'",
                 hint="leave out --device, or build for openvino-gpu, openvino-npu or tensorrt",
             )
         return OnnxRuntimeEngine(self.session(engine, self.options(loading)))
@@ -72,7 +73,7 @@ class OnnxRuntime:
         In a frugal one weights stay in their file, which is mapped, and no buffer outlives its use: layers are somewhat
         slower, since no weight is brought into the order that they compute in; opening takes no time.
         """
-        ort = _package()
+        ort = package()
         options = ort.SessionOptions()
         options.log_severity_level = 3
         for name in {side for spec in loading.inputs for side in spec.shape if isinstance(side, str)}:
@@ -86,7 +87,7 @@ class OnnxRuntime:
     def session(self, engine: Path, options: Any) -> Any:
         """The package's own inference session of an engine."""
         try:
-            return _package().InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+            return package().InferenceSession(engine, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package raises types of its own, one for each kind of failure
             raise BundleError(f"ONNX Runtime can't load '{engine}': {error}", hint=COPY_AGAIN) from error
 
@@ -95,4 +96,4 @@ class OnnxRuntime:
 
     def version(self) -> str:
         """The installed version."""
-        return str(_package().__version__)
+        return str(package().__version__)
