@@ -28,6 +28,7 @@ from .runtime.machine import parse_bytes, peak_rss_bytes
 from .runtime.shapes import Size, parse_size
 from .tables import (
     print_bundles,
+    print_changes,
     print_compiled,
     print_components,
     print_devices,
@@ -292,7 +293,13 @@ def zoom(
 
 @app.command()
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")],
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="BUNDLE...", help="directories that export-all wrote")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BEFORE AFTER", help="no bundles: two results.json; exit code 1 if anything got worse"),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: the demo's")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
@@ -316,6 +323,13 @@ def bench(
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
+    if compare is not None:
+        if bundles:
+            raise UserError("--compare takes two results and no bundles", hint="leave the bundles out")
+        _compare(*compare, as_json)
+        return
+    if not bundles:
+        raise UserError("no bundle was named", hint="outzoom bench BUNDLE..., or --compare BEFORE AFTER")
     given: dict[str, Any] = {
         "image": image, "prompt": prompt, "seconds": seconds, "steps": steps, "guidance": guidance, "runs": runs,
         "seed": seed,
@@ -337,6 +351,21 @@ def bench(
         out_console.print(", ".join(str(out / name) for name in written), markup=False)
 
     show(as_json, {**results_as_dict(results), **more}, print_paths)
+
+
+def _compare(before: Path, after: Path, as_json: bool) -> None:
+    """Show what changed; ends the command with 1 if anything got worse beyond noise."""
+    from .benchmarks.compare import compare, machines_differ
+    from .benchmarks.results import read_results
+
+    results = read_results(before), read_results(after)
+    changes = compare(*results)
+    if machines_differ(*results):
+        warn("the two were measured on different machines: times can't be compared")
+    shown = {"changes": [{**asdict(one), "ratio": round(one.ratio, 4)} for one in changes]}
+    show(as_json, shown, lambda: print_changes(changes))
+    if any(one.verdict == "worse" for one in changes):
+        raise typer.Exit(1)
 
 
 @app.command("predict")
@@ -425,10 +454,12 @@ def devices(
 
     if calibrate:
         from .hardware.calibration import calibrate as measure
+        from .hardware.calibration import probing
 
         with progress_bars() as progress:
-            task = progress.add_task("calibrate", total=None)
-            write_host(measure(lambda text: progress.update(task, description=f"calibrate {text}")))
+            task = progress.add_task("calibrate: how fast is it usually?", total=None)
+            with probing() as probe:
+                write_host(measure(probe, lambda text: progress.update(task, description=f"calibrate {text}")))
     profiles = [read_profile(name) for name in known_devices()]
     if host_file().is_file():
         profiles.append(read_profile(HOST))

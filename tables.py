@@ -11,6 +11,7 @@ from .runtime import Bundle
 from .terminal import out_console
 
 if TYPE_CHECKING:
+    from .benchmarks.compare import Change
     from .export import Estimate
     from .hardware import Profile, Survey
     from .runtime import Compiled, LiveStatus
@@ -66,6 +67,20 @@ def print_components(bundle: Bundle) -> None:
         on = f" (on {manifest.checked_on})" if manifest.checked_on else ""
         parity = "exact" if component.parity_psnr_db is None else f"{component.parity_psnr_db:.1f} dB{on}"
         table.add_row(name, f"{component.parameters:,}", bits, *shapes, parity)
+    out_console.print(table)
+
+
+def print_changes(changes: list[Change]) -> None:
+    """What two results of a benchmark differ in."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("bundle", no_wrap=True)
+    table.add_column("figure", no_wrap=True)
+    for column in ("before", "after", "ratio", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    colours = {"better": "green", "worse": "red", "within noise": "dim"}
+    for one in changes:
+        figures = (f"{one.before:.6g}", f"{one.after:.6g}", f"{one.ratio:.3f}")
+        table.add_row(one.bundle, one.figure, *figures, f"[{colours[one.verdict]}]{one.verdict}[/]")
     out_console.print(table)
 
 

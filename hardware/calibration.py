@@ -11,27 +11,30 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runtime.backends import BACKENDS, Backend, Engine, Loading, backend_for
+from ..runtime.backends import BACKENDS, Engine, Loading, backend_for
 from ..runtime.errors import MissingPackageError, OutzoomError
 from ..runtime.machine import cpu, read_text
 from .measured import CALL
 from .profiles import HOST, DataType, Figure, Point, Profile
+from .steadiness import Probe
 from .synthetic import Cell, cells, write_chain
 
 SHORT, LONG = 1, 5
-PASSES = 3  # over everything, minutes apart: a machine that is slow for a while is not so all the time
+PASSES = 2  # over everything, minutes apart: a machine that is slow for a while is not so all the time
 BUDGET_SECONDS = 0.07  # for the timed runs of a chain in a pass, of which there are at least MIN_RUNS
 MIN_RUNS, MAX_RUNS = 5, 200
 PATIENCE = 10
 LEAST_SECONDS = 1e-7
 BEFORE_CONVOLUTIONS = ("Sigmoid", "GroupNormalization")
+PROBE = Cell("conv", 60 * 60, 96, 96 * 9, 3, (1, 96, 60, 60))
 ALMOST_NOTHING = Cell("Gelu", 64, 1, 1, 1, (1, 1, 64))
 # What each engine is asked to compute in, and which type its weights are stored in for that.
 VARIANTS: dict[str, dict[DataType, str]] = {
@@ -52,15 +55,34 @@ class Timed:
     seconds: float
 
 
-def calibrate(progress: Progress = lambda text: None) -> Profile:
-    """The running machine as the profile `host`; takes minutes. Raises MissingPackageError where there is no engine."""
+@contextmanager
+def probing() -> Iterator[Probe]:
+    """A probe of the machine's speed, a chain of convolutions in the type that is fastest; watching takes 20 seconds.
+
+    Raises MissingPackageError where there is no engine.
+    """
+    installed = [target for target in VARIANTS if _is_installed(target)]
+    if not installed:
+        raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
+    target = installed[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        feeds = write_chain(file, PROBE, LONG, "float16")
+        backend = backend_for(target)
+        engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading("fastest"))
+        try:
+            yield Probe.watching(lambda: engine.run(feeds))
+        finally:
+            engine.close()
+
+
+def calibrate(probe: Probe, progress: Progress = lambda text: None) -> Profile:
+    """The running machine as the profile `host`, at its usual speed; takes minutes."""
     asked = {
-        (target, data_type): _Chains(backend_for(target), data_type, compute)
+        (target, data_type): _Chains(target, data_type, compute, probe)
         for target, variants in VARIANTS.items() if _is_installed(target)
         for data_type, compute in variants.items()
     }  # fmt: skip
-    if not asked:
-        raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
     for number in range(PASSES):
         for (target, data_type), chains in asked.items():
             progress(f"{target}, {data_type}, pass {number + 1} of {PASSES}")
@@ -122,8 +144,8 @@ def _is_installed(target: str) -> bool:
 class _Chains:
     """The chains that are timed in an engine with weights of a type, and the shortest time of each so far."""
 
-    def __init__(self, backend: Backend, data_type: DataType, compute: str) -> None:
-        self.backend, self.data_type, self.compute = backend, data_type, compute
+    def __init__(self, target: str, data_type: DataType, compute: str, probe: Probe) -> None:
+        self.target, self.data_type, self.compute, self.probe = target, data_type, compute, probe
         # Layers without a product have no integers: those of floats count.
         kept = BEFORE_CONVOLUTIONS if data_type == "int8" else None
         self.cells = tuple(one for one in cells() if one.is_product or kept is None or one.kind in kept)
@@ -133,8 +155,21 @@ class _Chains:
         """One pass."""
         for cell, length in [*((cell, length) for cell in self.cells for length in (SHORT, LONG)), (ALMOST_NOTHING, 1)]:
             stored = self.data_type if cell.is_product else "float32"
-            taken = _chain_seconds(self.backend, cell, length, stored, self.compute)
+            taken = self._chain_seconds(cell, length, stored)
             self.seconds[cell, length] = min(taken, self.seconds.get((cell, length), taken))
+
+    def _chain_seconds(self, cell: Cell, length: int, stored: str) -> float:
+        backend = backend_for(self.target)
+        # ONNX Runtime computes a convolution in integers only where it makes them.
+        rounds_results = self.target == "onnxruntime" and stored == "int8"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            feeds = write_chain(file, cell, length, stored, rounds_results)
+            engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading(self.compute))
+            try:
+                return self.probe.during(lambda: fastest_seconds(engine, feeds))
+            finally:
+                engine.close()
 
     def each(self) -> list[Timed]:
         """What every cell takes: what a longer chain takes more, for each cell more."""
@@ -173,17 +208,6 @@ def _interpolated(timed: list[Timed], elements: int) -> float:
     sizes = np.log([float(one.cell.rows) for one in timed])
     seconds = np.log([max(one.seconds, LEAST_SECONDS) for one in timed])
     return float(np.exp(np.interp(np.log(elements), sizes, seconds)))
-
-
-def _chain_seconds(backend: Backend, cell: Cell, length: int, data_type: str, compute: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        feeds = write_chain(file, cell, length, data_type)
-        engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading(compute))
-        try:
-            return fastest_seconds(engine, feeds)
-        finally:
-            engine.close()
 
 
 def fastest_seconds(engine: Engine, feeds: Mapping[str, Any], budget_seconds: float = BUDGET_SECONDS) -> float:

@@ -69,18 +69,19 @@ def cells() -> Iterator[Cell]:
             yield Cell(kind, growth * int(np.prod(shape)), 1, 1, 1, shape)
 
 
-def write_chain(file: Path, cell: Cell, length: int, data_type: str) -> dict[str, Any]:
+def write_chain(file: Path, cell: Cell, length: int, data_type: str, rounds_results: bool = False) -> dict[str, Any]:
     """Write a model of `length` cells after each other; what to feed it.
 
     Its weights are of `data_type`: float32, float16 (converted when the engine is loaded), or int8, and then what flows
-    into products is rounded, too. Raises MissingPackageError without `onnx`.
+    into products is rounded, too; with `rounds_results` what convolutions make as well. Raises MissingPackageError
+    without `onnx`.
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise MissingPackageError("onnx", "export", "calibrating") from error
-    chain = _Chain(helper, onnx.numpy_helper, data_type)
+    chain = _Chain(helper, onnx.numpy_helper, data_type, rounds_results)
     name = "x"
     for _ in range(length):
         name = chain.cell(cell, name)
@@ -104,8 +105,8 @@ def write_chain(file: Path, cell: Cell, length: int, data_type: str) -> dict[str
 class _Chain:
     """A graph that grows by a cell at a time."""
 
-    def __init__(self, helper: Any, arrays: Any, data_type: str) -> None:
-        self.helper, self.arrays, self.data_type = helper, arrays, data_type
+    def __init__(self, helper: Any, arrays: Any, data_type: str, rounds_results: bool) -> None:
+        self.helper, self.arrays, self.data_type, self.rounds_results = helper, arrays, data_type, rounds_results
         self.nodes: list[Any] = []
         self.stored: list[Any] = []
         self.rng = np.random.default_rng(1)
@@ -136,13 +137,16 @@ class _Chain:
         scale, zero = self.constant(np.float32(0.05)), self.constant(np.uint8(128))
         return self.node("DequantizeLinear", [self.node("QuantizeLinear", [name, scale, zero]), scale, zero])
 
+    def result(self, name: str) -> str:
+        return self.rounded(name) if self.rounds_results else name
+
     def cell(self, cell: Cell, name: str) -> str:
         channels = cell.shape[1]
         if cell.kind == "conv":
             name = self.swish(self.group_norm(name, channels))
             pads = [cell.kernel // 2] * 4
             weight = self.weight(channels, channels, cell.kernel, cell.kernel)
-            return self.node("Conv", [self.rounded(name), weight, self.floats(channels)], pads=pads)
+            return self.result(self.node("Conv", [self.rounded(name), weight, self.floats(channels)], pads=pads))
         if cell.kind == "linear":
             product = self.node("MatMul", [self.rounded(name), self.weight(cell.depth, cell.columns)])
             return self.node("Add", [product, self.floats(cell.columns)])
