@@ -454,12 +454,10 @@ def devices(
 
     if calibrate:
         from .hardware.calibration import calibrate as measure
-        from .hardware.calibration import probing
 
         with progress_bars() as progress:
-            task = progress.add_task("calibrate: how fast is it usually?", total=None)
-            with probing() as probe:
-                write_host(measure(probe, lambda text: progress.update(task, description=f"calibrate {text}")))
+            task = progress.add_task("calibrate", total=None)
+            write_host(measure(lambda text: progress.update(task, description=f"calibrate {text}")))
     profiles = [read_profile(name) for name in known_devices()]
     if host_file().is_file():
         profiles.append(read_profile(HOST))

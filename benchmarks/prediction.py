@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,10 +18,9 @@ import msgspec
 import numpy as np
 
 from ..hardware import Profile, bundle_workload, component_costs, full_size, read_profile
-from ..hardware.calibration import PASSES, calibrate, fastest_seconds, probing
+from ..hardware.calibration import PASSES, calibrate, fastest_seconds
 from ..hardware.costs import SUSTAINED_FRACTION
 from ..hardware.profiles import write_host
-from ..hardware.steadiness import Probe
 from ..runtime import open_manifest
 from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting
@@ -32,7 +30,7 @@ from .results import Latency, Machine
 from .settings import BenchSettings
 
 SCHEMA_VERSION = 1
-RUNS_SECONDS = 0.3  # of runs that the fastest is taken of
+RUNS_SECONDS = 0.5  # of runs that the fastest is taken of
 AI_HUB = "Qualcomm AI Hub Models 0.46.1, perf.yaml of Stable Diffusion 2.1, w8a16"
 APPLE = "apple/ml-stable-diffusion README, SD 2.1 base, 6 bits, 20 steps"
 MLPERF = "MLPerf inference 4.0, SDXL on Jetson AGX Orin, SingleStream, mean"
@@ -109,9 +107,8 @@ def main() -> None:
     rows: list[Row] = []
     layer_count = 0
     if given.bundles:
-        with probing() as probe:
-            host = read_profile("host") if given.keep_calibration else _calibrated(probe)
-            rows = rows_of(given.bundles, host, given.runs, probe)
+        host = read_profile("host") if given.keep_calibration else _calibrated()
+        rows = rows_of(given.bundles, host, given.runs)
         layer_count = sum(len(points) for table in host.measured.values() for points in table.values())
     published = published_rows()
     result = PredictionResult(
@@ -133,15 +130,15 @@ def main() -> None:
         print(f"mean absolute error {result.mean_absolute_error:.1%}")
 
 
-def _calibrated(probe: Probe) -> Profile:
+def _calibrated() -> Profile:
     """The running machine, measured now; `outzoom predict --device host` then has it, too."""
-    host = calibrate(probe, lambda text: print(f"calibrate: {text}", file=sys.stderr))
+    host = calibrate(lambda text: print(f"calibrate: {text}", file=sys.stderr))
     write_host(host)
     return host
 
 
-def rows_of(paths: Sequence[Path], host: Profile, runs: int, probe: Probe) -> list[Row]:
-    """Every component of the bundles, predicted before it is timed; then timed in passes, at the usual speed."""
+def rows_of(paths: Sequence[Path], host: Profile, runs: int) -> list[Row]:
+    """Every component of the bundles, predicted before it is timed; then timed in passes, minutes apart."""
     opened = [open_manifest(path, verify=False) for path in paths]
     costs = {
         (bundle.path.name, name): cost.seconds * 1e3
@@ -157,7 +154,7 @@ def rows_of(paths: Sequence[Path], host: Profile, runs: int, probe: Probe) -> li
                 if key not in measured:
                     _, samples_ms = run_alone(engine, feeds, BenchSettings(runs=runs, budget_seconds=5))
                     measured[key] = Latency.of(samples_ms)
-                taken_ms = 1e3 * probe.during(partial(fastest_seconds, engine, feeds, RUNS_SECONDS))
+                taken_ms = 1e3 * fastest_seconds(engine, feeds, RUNS_SECONDS)
                 fastest[key] = min(taken_ms, fastest.get(key, taken_ms))
                 inpainting.close()
     return [

@@ -11,8 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,15 @@ from ..runtime.errors import MissingPackageError, OutzoomError
 from ..runtime.machine import cpu, read_text
 from .measured import CALL
 from .profiles import HOST, DataType, Figure, Point, Profile
-from .steadiness import Probe
 from .synthetic import Cell, cells, write_chain
 
 SHORT, LONG = 1, 5
-PASSES = 2  # over everything, minutes apart: a machine that is slow for a while is not so all the time
+PASSES = 3  # over everything, minutes apart: a machine that is slow for a while is not so all the time
 BUDGET_SECONDS = 0.07  # for the timed runs of a chain in a pass, of which there are at least MIN_RUNS
 MIN_RUNS, MAX_RUNS = 5, 200
 PATIENCE = 10
 LEAST_SECONDS = 1e-7
 BEFORE_CONVOLUTIONS = ("Sigmoid", "GroupNormalization")
-PROBE = Cell("conv", 60 * 60, 96, 96 * 9, 3, (1, 96, 60, 60))
 ALMOST_NOTHING = Cell("Gelu", 64, 1, 1, 1, (1, 1, 64))
 # What each engine is asked to compute in, and which type its weights are stored in for that.
 VARIANTS: dict[str, dict[DataType, str]] = {
@@ -55,34 +52,15 @@ class Timed:
     seconds: float
 
 
-@contextmanager
-def probing() -> Iterator[Probe]:
-    """A probe of the machine's speed, a chain of convolutions in the type that is fastest; watching takes 20 seconds.
-
-    Raises MissingPackageError where there is no engine.
-    """
-    installed = [target for target in VARIANTS if _is_installed(target)]
-    if not installed:
-        raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
-    target = installed[-1]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        feeds = write_chain(file, PROBE, LONG, "float16")
-        backend = backend_for(target)
-        engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading("fastest"))
-        try:
-            yield Probe.watching(lambda: engine.run(feeds))
-        finally:
-            engine.close()
-
-
-def calibrate(probe: Probe, progress: Progress = lambda text: None) -> Profile:
-    """The running machine as the profile `host`, at its usual speed; takes minutes."""
+def calibrate(progress: Progress = lambda text: None) -> Profile:
+    """The running machine as the profile `host`; takes minutes. Raises MissingPackageError where there is no engine."""
     asked = {
-        (target, data_type): _Chains(target, data_type, compute, probe)
+        (target, data_type): _Chains(target, data_type, compute)
         for target, variants in VARIANTS.items() if _is_installed(target)
         for data_type, compute in variants.items()
     }  # fmt: skip
+    if not asked:
+        raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
     for number in range(PASSES):
         for (target, data_type), chains in asked.items():
             progress(f"{target}, {data_type}, pass {number + 1} of {PASSES}")
@@ -144,8 +122,8 @@ def _is_installed(target: str) -> bool:
 class _Chains:
     """The chains that are timed in an engine with weights of a type, and the shortest time of each so far."""
 
-    def __init__(self, target: str, data_type: DataType, compute: str, probe: Probe) -> None:
-        self.target, self.data_type, self.compute, self.probe = target, data_type, compute, probe
+    def __init__(self, target: str, data_type: DataType, compute: str) -> None:
+        self.target, self.data_type, self.compute = target, data_type, compute
         # Layers without a product have no integers: those of floats count.
         kept = BEFORE_CONVOLUTIONS if data_type == "int8" else None
         self.cells = tuple(one for one in cells() if one.is_product or kept is None or one.kind in kept)
@@ -167,7 +145,7 @@ class _Chains:
             feeds = write_chain(file, cell, length, stored, rounds_results)
             engine = backend.load(backend.compile(file, Path(folder) / "engine"), Loading(self.compute))
             try:
-                return self.probe.during(lambda: fastest_seconds(engine, feeds))
+                return fastest_seconds(engine, feeds)
             finally:
                 engine.close()
 
