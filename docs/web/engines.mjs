@@ -43,7 +43,8 @@ export class Engines {
 
   _tensor(component, spec, { data, shape }) {
     const type = ARRAYS[spec.dtype];
-    if (type === undefined) throw new Problem(`${component} takes '${spec.name}' in ${spec.dtype}`, "build the bundle again");
+    if (type === undefined)
+      throw new Problem(`${component} takes '${spec.name}' in ${spec.dtype}`, "build the bundle again");
     return new ort.Tensor(spec.dtype, type === BigInt64Array ? type.from(data, BigInt) : type.from(data), shape);
   }
 
