@@ -11,11 +11,18 @@ const MOST_FILE_BYTES = 2 ** 31 - 1;
 const MOST_SIDE = 8192;
 const REBUILD = `build one with: outzoom export-all --target ${TARGET}`;
 const COPY_AGAIN = "copy the bundle again, or build it again";
+// What the page gives each component, and takes from it.
 const INPUTS = {
   text_encoder: ["input_ids"],
   unet: ["sample", "timestep", "encoder_hidden_states"],
   vae_encoder: ["sample"],
   vae_decoder: ["latent_sample"],
+};
+export const OUTPUTS = {
+  text_encoder: "last_hidden_state",
+  unet: "out_sample",
+  vae_encoder: "latent_parameters",
+  vae_decoder: "sample",
 };
 
 export class Bundle {
@@ -134,7 +141,10 @@ function checkComponent(manifest, name, wanted, need) {
     `${name} takes ${inputs.join(", ")}; the page gives it ${wanted.join(", ")}`,
     "leave out --hoist when it is built, and take a model whose guidance is not an input",
   );
-  need(typeof component.outputs[0]?.name === "string", `${name} has no output`);
+  need(
+    component.outputs.some((spec) => spec?.name === OUTPUTS[name]),
+    `${name} makes no '${OUTPUTS[name]}'`,
+  );
 }
 
 // The body of an answer, at most `most` bytes of it.
