@@ -13,7 +13,9 @@ export async function runAll(ort, request, read) {
       feeds[name] = new ort.Tensor(dtype, new ARRAYS[dtype](bytes.slice().buffer), shape);
     }
     const outputs = await session.run(feeds);
-    made[component] = Object.fromEntries(Object.entries(outputs).map(([name, tensor]) => [name, Array.from(tensor.data)]));
+    made[component] = Object.fromEntries(
+      Object.entries(outputs).map(([name, tensor]) => [name, Array.from(tensor.data)]),
+    );
     await session.release();
   }
   return made;

@@ -13,7 +13,8 @@ from outzoom.runtime.backends.onnxruntime_mobile import MOST_BYTES, OPERATORS_NA
 from outzoom.runtime.bundle import COMPONENTS
 
 TARGET = "onnxruntime-mobile"
-SAME_DB = 60  # graphs that are optimized otherwise add up in another order
+# Graphs that are optimized otherwise add up in another order; where activations are rounded, some fall the other way.
+SAME_DB = {"fp32": 60, "fp16": 60, "kmeans4": 60, "int8": 38, "int4": 38}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def feeds_of(component, seed=2):
     return feeds
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "fp16", "kmeans4", "int8", "int4"])
+@pytest.mark.parametrize("recipe", SAME_DB)
 def test_an_ort_file_computes_what_the_model_does(mobile, recipe):
     ours, plain = (open_bundle(mobile[f"{target}-{recipe}"]) for target in (TARGET, "onnxruntime"))
     with ours, plain:
@@ -42,7 +43,7 @@ def test_an_ort_file_computes_what_the_model_does(mobile, recipe):
             assert component.packed is None
             feeds = feeds_of(component)
             (found,), (expected,) = (one.inpainting.engine(name).run(feeds).values() for one in (ours, plain))
-            assert tensor_psnr_db(expected, found) > SAME_DB
+            assert tensor_psnr_db(expected, found) > SAME_DB[recipe], name
 
 
 def test_weights_of_few_bits_stay_so_in_the_file(mobile):

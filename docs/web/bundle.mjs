@@ -11,11 +11,18 @@ const MOST_FILE_BYTES = 2 ** 31 - 1;
 const MOST_SIDE = 8192;
 const REBUILD = `build one with: outzoom export-all --target ${TARGET}`;
 const COPY_AGAIN = "copy the bundle again, or build it again";
+// What the page gives each component, and takes from it.
 const INPUTS = {
   text_encoder: ["input_ids"],
   unet: ["sample", "timestep", "encoder_hidden_states"],
   vae_encoder: ["sample"],
   vae_decoder: ["latent_sample"],
+};
+export const OUTPUTS = {
+  text_encoder: "last_hidden_state",
+  unet: "out_sample",
+  vae_encoder: "latent_parameters",
+  vae_decoder: "sample",
 };
 
 export class Bundle {
@@ -41,7 +48,11 @@ export class Bundle {
   async read(name, onBytes = () => {}) {
     const entry = this.manifest.files[name];
     if (entry === undefined) throw new Problem(`the bundle lists no file '${name}'`, REBUILD);
-    const data = await fetched(new URL(name.split("/").map(encodeURIComponent).join("/"), this.url), entry.size_bytes, onBytes);
+    const data = await fetched(
+      new URL(name.split("/").map(encodeURIComponent).join("/"), this.url),
+      entry.size_bytes,
+      onBytes,
+    );
     if (data.length !== entry.size_bytes) {
       throw new Problem(`'${name}' has ${data.length} bytes, the manifest says ${entry.size_bytes}`, COPY_AGAIN);
     }
@@ -85,17 +96,27 @@ function check(manifest) {
     if (!condition) throw new Problem(`the bundle can't be used: ${message}`, hint);
   };
   need(isObject(manifest), "its manifest is no object");
-  need(manifest.schema_version === SCHEMA_VERSION, `its schema version is ${shown(manifest.schema_version)}, the page reads ${SCHEMA_VERSION}`);
+  need(
+    manifest.schema_version === SCHEMA_VERSION,
+    `its schema version is ${shown(manifest.schema_version)}, the page reads ${SCHEMA_VERSION}`,
+  );
   need(manifest.target === TARGET, `it is for ${shown(manifest.target)}, and the page runs those for ${TARGET}`);
-  for (const key of ["source", "recipe", "components", "files", "scheduler"]) need(isObject(manifest[key]), `it has no '${key}'`);
+  for (const key of ["source", "recipe", "components", "files", "scheduler"]) {
+    need(isObject(manifest[key]), `it has no '${key}'`);
+  }
   const cell = manifest.vae_scale_factor;
   need(isWhole(cell, 1, 64), `vae_scale_factor is ${shown(cell)}`);
   const [size] = Array.isArray(manifest.sizes) ? manifest.sizes : [];
   need(
-    Array.isArray(size) && size.length === 2 && size.every((side) => isWhole(side, cell, MOST_SIDE) && side % cell === 0),
+    Array.isArray(size) &&
+      size.length === 2 &&
+      size.every((side) => isWhole(side, cell, MOST_SIDE) && side % cell === 0),
     `its size is ${shown(size)}`,
   );
-  need(manifest.latent_scale >= 1e-3 && manifest.latent_scale <= 1e3, `latent_scale is ${shown(manifest.latent_scale)}`);
+  need(
+    manifest.latent_scale >= 1e-3 && manifest.latent_scale <= 1e3,
+    `latent_scale is ${shown(manifest.latent_scale)}`,
+  );
   need(isWhole(manifest.max_tokens, 3, 4096), `max_tokens is ${shown(manifest.max_tokens)}`);
   for (const [name, entry] of Object.entries(manifest.files)) {
     need(isInside(name), `it names a file outside itself: ${shown(name)}`, "do not use this bundle");
@@ -109,14 +130,21 @@ function checkComponent(manifest, name, wanted, need) {
   const component = manifest.components[name];
   need(isObject(component) && Array.isArray(component.inputs) && Array.isArray(component.outputs), `it has no ${name}`);
   need(Object.hasOwn(manifest.files, component.engine), `the engine of ${name} is not a listed file`);
-  need(component.engine.endsWith(".ort"), `the engine of ${name} is no .ort file`, "leave out --segments when it is built");
+  need(
+    component.engine.endsWith(".ort"),
+    `the engine of ${name} is no .ort file`,
+    "leave out --segments when it is built",
+  );
   const inputs = component.inputs.map((spec) => spec?.name);
   need(
     inputs.length === wanted.length && wanted.every((input) => inputs.includes(input)),
     `${name} takes ${inputs.join(", ")}; the page gives it ${wanted.join(", ")}`,
     "leave out --hoist when it is built, and take a model whose guidance is not an input",
   );
-  need(typeof component.outputs[0]?.name === "string", `${name} has no output`);
+  need(
+    component.outputs.some((spec) => spec?.name === OUTPUTS[name]),
+    `${name} makes no '${OUTPUTS[name]}'`,
+  );
 }
 
 // The body of an answer, at most `most` bytes of it.
@@ -133,30 +161,27 @@ async function fetched(url, most, onBytes = () => {}) {
       `put a bundle beside the page as 'bundle', or name its folder: ?bundle=FOLDER; ${REBUILD}`,
     );
   }
-  const parts = [];
+  const data = new Uint8Array(most);
   let count = 0;
   for (const reader = answer.body.getReader(); ; ) {
     const { done, value } = await reader.read();
-    if (done) break;
-    count += value.length;
-    if (count > most) {
+    if (done) return data.subarray(0, count);
+    if (count + value.length > most) {
       await reader.cancel();
       throw new Problem(`'${url.pathname}' has more than ${most} bytes`, COPY_AGAIN);
     }
-    parts.push(value);
+    data.set(value, count);
+    count += value.length;
     onBytes(value.length);
   }
-  const data = new Uint8Array(count);
-  let position = 0;
-  for (const part of parts) {
-    data.set(part, position);
-    position += part.length;
-  }
-  return data;
 }
 
 function isInside(name) {
-  return name !== "" && !/[\\:\0]/.test(name) && name.split("/").every((part) => part !== "" && part !== "." && part !== "..");
+  return (
+    name !== "" &&
+    !/[\\:\0]/.test(name) &&
+    name.split("/").every((part) => part !== "" && part !== "." && part !== "..")
+  );
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);

@@ -48,8 +48,8 @@ export class Camera {
     this._before = now;
     if (this._keyframes.length > 1) {
       const natural = Math.log(this._zoomRate) / -Math.log(this._keyframes[1].scale);
-      const speed = this._paintingSeconds ? Math.min(natural, 1 / this._paintingSeconds) : natural; // keyframes per second
-      this._progress += speed * seconds;
+      const keyframesPerSecond = this._paintingSeconds ? Math.min(natural, 1 / this._paintingSeconds) : natural;
+      this._progress += keyframesPerSecond * seconds;
       if (this._progress >= 1) {
         this._keyframes.shift();
         this._progress = this._keyframes.length > 1 ? this._progress - 1 : 0;
@@ -89,11 +89,24 @@ export class Camera {
     context.clearRect(0, 0, width, height);
     this._place(context, canvas, scale);
     context.globalCompositeOperation = "destination-in";
-    for (const [length, toX, toY] of [[width, 1, 0], [height, 0, 1]]) {
+    for (const [length, toX, toY] of [
+      [width, 1, 0],
+      [height, 0, 1],
+    ]) {
       const edge = (length * (1 - scale)) / 2;
       const feather = Math.max(Math.min(width, height) * FEATHER_FRACTION * t, 1e-3) / (length - 2 * edge);
-      const gradient = context.createLinearGradient(edge * toX, edge * toY, (length - edge) * toX, (length - edge) * toY);
-      for (const [place, alpha] of [[0, 0], [feather, 1], [1 - feather, 1], [1, 0]]) {
+      const gradient = context.createLinearGradient(
+        edge * toX,
+        edge * toY,
+        (length - edge) * toX,
+        (length - edge) * toY,
+      );
+      for (const [place, alpha] of [
+        [0, 0],
+        [feather, 1],
+        [1 - feather, 1],
+        [1, 0],
+      ]) {
         gradient.addColorStop(place, `rgba(0, 0, 0, ${alpha})`);
       }
       context.fillStyle = gradient;

@@ -1,5 +1,6 @@
 // The engines of a bundle in ONNX Runtime's WebAssembly build, opened when they are first needed.
 
+import { OUTPUTS } from "./bundle.mjs";
 import { Problem, explained } from "./errors.mjs";
 import * as ort from "./vendor/ort.wasm.min.mjs";
 
@@ -18,15 +19,15 @@ export class Engines {
     this._open = new Map();
   }
 
-  // The first output of a component, from arrays of numbers by the names of its inputs.
+  // What a component makes (see bundle.mjs), from arrays of numbers by the names of its inputs.
   async run(component, feeds) {
-    const { inputs, outputs } = this._bundle.manifest.components[component];
+    const output = OUTPUTS[component];
+    const { inputs } = this._bundle.manifest.components[component];
     const session = await this._session(component);
     const tensors = {};
     for (const spec of inputs) tensors[spec.name] = this._tensor(component, spec, feeds[spec.name]);
     try {
-      const made = await session.run(tensors, [outputs[0].name]);
-      const data = made[outputs[0].name].data;
+      const { data } = (await session.run(tensors, [output]))[output];
       if (!(data instanceof Float32Array)) throw new Problem(`${component} gives no float32`, "build the bundle again");
       return data;
     } catch (error) {
@@ -43,7 +44,8 @@ export class Engines {
 
   _tensor(component, spec, { data, shape }) {
     const type = ARRAYS[spec.dtype];
-    if (type === undefined) throw new Problem(`${component} takes '${spec.name}' in ${spec.dtype}`, "build the bundle again");
+    if (type === undefined)
+      throw new Problem(`${component} takes '${spec.name}' in ${spec.dtype}`, "build the bundle again");
     return new ort.Tensor(spec.dtype, type === BigInt64Array ? type.from(data, BigInt) : type.from(data), shape);
   }
 

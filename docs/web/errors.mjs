@@ -7,7 +7,8 @@ export class Problem extends Error {
   }
 }
 
-const OUT_OF_MEMORY = /out of memory|bad_alloc|allocation failed|Aborted\(OOM|could not allocate|Cannot enlarge memory/i;
+const OUT_OF_MEMORY =
+  /out of memory|bad_alloc|allocation failed|Aborted\(OOM|could not allocate|Cannot enlarge memory/i;
 
 // A problem for whatever was thrown while something was done.
 export function explained(error, doing) {

@@ -65,8 +65,18 @@ function resampled(picture, width, height, scale, left, top, right, bottom) {
     const edge = (frame * (1 - scale)) / 2;
     return Math.fround(Math.min(Math.max(((position - edge) / (frame * scale)) * length, 0), length));
   };
-  const columns = coefficients(picture.width, source(left, width, picture.width), source(right, width, picture.width), right - left);
-  const rows = coefficients(picture.height, source(top, height, picture.height), source(bottom, height, picture.height), bottom - top);
+  const columns = coefficients(
+    picture.width,
+    source(left, width, picture.width),
+    source(right, width, picture.width),
+    right - left,
+  );
+  const rows = coefficients(
+    picture.height,
+    source(top, height, picture.height),
+    source(bottom, height, picture.height),
+    bottom - top,
+  );
   const wide = pass(picture.data, picture.height, picture.width * 3, 3, columns, (right - left) * 3, 3);
   return pass(wide, right - left, 3, (right - left) * 3, rows, 3, (right - left) * 3);
 }
@@ -82,7 +92,12 @@ function coefficients(length, begin, end, count) {
     const stop = Math.min(Math.trunc(center + support + 0.5), length);
     const weights = Array.from({ length: stop - first }, (_, x) => bicubic((x + first - center + 0.5) / filterScale));
     const sum = weights.reduce((a, b) => a + b, 0);
-    return { first, weights: weights.map((weight) => Math.trunc((weight / sum) * 2 ** PRECISION_BITS + (weight / sum < 0 ? -0.5 : 0.5))) };
+    return {
+      first,
+      weights: weights.map((weight) =>
+        Math.trunc((weight / sum) * 2 ** PRECISION_BITS + (weight / sum < 0 ? -0.5 : 0.5)),
+      ),
+    };
   });
 }
 

@@ -78,7 +78,9 @@ export class Inpainting {
   // Scaled latents of an image: the mean of their distribution, which is the first half of the output.
   async _encode(image, count) {
     const { width, height } = this.bundle;
-    const parameters = await this._engines.run("vae_encoder", { sample: { data: image, shape: [1, 3, height, width] } });
+    const parameters = await this._engines.run("vae_encoder", {
+      sample: { data: image, shape: [1, 3, height, width] },
+    });
     return mapped(parameters.subarray(0, count), (x) => x * this._scale);
   }
 
@@ -98,7 +100,9 @@ export class Inpainting {
 // The colours of a picture, -1 to 1, channel by channel; 0 where they are to be painted.
 function levels({ width, height, data }, mask) {
   const area = width * height;
-  return mapped(new Float32Array(3 * area), (_, i) => (mask[i % area] ? 0 : Math.fround(data[3 * (i % area) + Math.floor(i / area)] / 127.5) - 1));
+  return mapped(new Float32Array(3 * area), (_, i) =>
+    mask[i % area] ? 0 : Math.fround(data[3 * (i % area) + Math.floor(i / area)] / 127.5) - 1,
+  );
 }
 
 // 1 where any pixel of a latent cell is to be painted.

@@ -19,29 +19,40 @@ export class NoiseSchedule {
     this.spacing = choice(config, "timestep_spacing", ["leading", "trailing", "linspace"]);
     this.stepsOffset = number(config, "steps_offset", 0, 0, MOST_TIMESTEPS);
     this.finalAlpha = choice(config, "set_alpha_to_one", [true, false]) ? 1 : this.alphas[0];
-    this.clipRange = choice(config, "clip_sample", [false, null, true]) ? number(config, "clip_sample_range", 1, 1e-6, 1e6) : Infinity;
+    this.clipRange = choice(config, "clip_sample", [false, null, true])
+      ? number(config, "clip_sample_range", 1, 1e-6, 1e6)
+      : Infinity;
   }
 
   // Noise per unit of signal at each trained timestep.
   get sigmas() {
-    return Array.from(this.alphas, (alpha) => Math.sqrt((1 - (alpha || ALPHA_OF_PURE_NOISE)) / (alpha || ALPHA_OF_PURE_NOISE)));
+    return Array.from(this.alphas, (alpha) =>
+      Math.sqrt((1 - (alpha || ALPHA_OF_PURE_NOISE)) / (alpha || ALPHA_OF_PURE_NOISE)),
+    );
   }
 
   // The timesteps to visit, falling; `extra` more are counted and left out at the clean end.
   timesteps(steps, extra = 0) {
     const trained = this.trainTimesteps;
     const most = this.spacing === "trailing" ? trained : trained - extra;
-    if (!(Number.isInteger(steps) && steps >= 1 && steps <= most)) throw new Problem(`this scheduler takes 1 to ${most} steps, not ${steps}`);
+    if (!(Number.isInteger(steps) && steps >= 1 && steps <= most))
+      throw new Problem(`this scheduler takes 1 to ${most} steps, not ${steps}`);
     if (this.spacing === "trailing") {
       const stride = trained - trained / steps - trained; // as numpy.arange rounds it
       return Array.from({ length: steps }, (_, i) => roundHalfEven(trained + i * stride) - 1);
     }
     const count = steps + extra;
     if (this.spacing === "linspace") {
-      return linspace(0, trained - 1, count).reverse().slice(0, steps);
+      return linspace(0, trained - 1, count)
+        .reverse()
+        .slice(0, steps);
     }
-    const visited = Array.from({ length: steps }, (_, i) => (count - 1 - i) * Math.floor(trained / count) + this.stepsOffset);
-    if (visited[0] >= trained) throw new Problem(`${steps} steps reach past the model's last timestep`, "take fewer steps");
+    const visited = Array.from(
+      { length: steps },
+      (_, i) => (count - 1 - i) * Math.floor(trained / count) + this.stepsOffset,
+    );
+    if (visited[0] >= trained)
+      throw new Problem(`${steps} steps reach past the model's last timestep`, "take fewer steps");
     return visited;
   }
 
@@ -53,19 +64,28 @@ export class NoiseSchedule {
   predict(output, sample, alpha) {
     const signal = Math.sqrt(alpha);
     const noise = Math.sqrt(1 - alpha);
-    const clip = (clean) => (this.clipRange === Infinity ? clean : mapped(clean, (x) => Math.min(Math.max(x, -this.clipRange), this.clipRange)));
+    const clip = (clean) =>
+      this.clipRange === Infinity
+        ? clean
+        : mapped(clean, (x) => Math.min(Math.max(x, -this.clipRange), this.clipRange));
     if (this.predictionType === "epsilon") {
       return [clip(mapped(sample, (x, i) => x / signal - (noise / signal) * output[i])), output];
     }
     if (this.predictionType === "v_prediction") {
-      return [clip(mapped(sample, (x, i) => signal * x - noise * output[i])), mapped(sample, (x, i) => signal * output[i] + noise * x)];
+      return [
+        clip(mapped(sample, (x, i) => signal * x - noise * output[i])),
+        mapped(sample, (x, i) => signal * output[i] + noise * x),
+      ];
     }
     return [clip(output), mapped(sample, (x, i) => x / noise - (signal / noise) * output[i])];
   }
 
   checkFirst(alpha) {
     if (alpha === 0 && this.predictionType === "epsilon") {
-      throw new Problem("the first step sees pure noise, of which prediction_type 'epsilon' says nothing", "the model's scheduler_config.json is wrong");
+      throw new Problem(
+        "the first step sees pure noise, of which prediction_type 'epsilon' says nothing",
+        "the model's scheduler_config.json is wrong",
+      );
     }
   }
 }
@@ -112,7 +132,8 @@ function betas(config) {
   const count = number(config, "num_train_timesteps", 1000, 1, MOST_TIMESTEPS);
   if (!Number.isInteger(count)) throw badValue("num_train_timesteps", count);
   if (config.trained_betas != null) {
-    if (!Array.isArray(config.trained_betas) || config.trained_betas.length !== count) throw badValue("trained_betas", config.trained_betas);
+    if (!Array.isArray(config.trained_betas) || config.trained_betas.length !== count)
+      throw badValue("trained_betas", config.trained_betas);
     return config.trained_betas.map((beta) => number({ beta }, "beta", 0, 1e-6, 0.9999));
   }
   const schedule = choice(config, "beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"]);

@@ -115,7 +115,10 @@ function keyframe({ index, picture, scale, seconds, cutTokens }) {
   state.painting = false;
   camera.add(picture, scale, seconds);
   document.dispatchEvent(new CustomEvent("keyframe", { detail: { index, ...picture } }));
-  byId("view").setAttribute("aria-label", `The zoom-out, ${index} keyframes wide, painted from: ${byId("prompt").value}`);
+  byId("view").setAttribute(
+    "aria-label",
+    `The zoom-out, ${index} keyframes wide, painted from: ${byId("prompt").value}`,
+  );
   byId("painted").textContent = String(index);
   byId("took").textContent = `${seconds.toFixed(1)} s`;
   doing(`Keyframe ${index} is painted`, 1, 1);
@@ -126,10 +129,15 @@ function keyframe({ index, picture, scale, seconds, cutTokens }) {
 
 const ANSWERS = {
   loading: ({ component, count, total }) =>
-    doing(`Loading ${component.replace("_", " ")}: ${(count / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`, count, total),
+    doing(
+      `Loading ${component.replace("_", " ")}: ${(count / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`,
+      count,
+      total,
+    ),
   opened: (bundle) => {
     state.bundle = bundle;
-    byId("model").textContent = `${bundle.name}; ${bundle.width}x${bundle.height}, ${(bundle.sizeBytes / 1e6).toFixed(1)} MB`;
+    byId("model").textContent =
+      `${bundle.name}; ${bundle.width}x${bundle.height}, ${(bundle.sizeBytes / 1e6).toFixed(1)} MB`;
     byId("view").style.aspectRatio = `${bundle.width} / ${bundle.height}`;
     takeFirstPicture();
   },
@@ -174,10 +182,24 @@ async function take(file) {
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = "high";
-  context.drawImage(image, (image.width - cutWidth) / 2, (image.height - cutHeight) / 2, cutWidth, cutHeight, 0, 0, width, height);
+  context.drawImage(
+    image,
+    (image.width - cutWidth) / 2,
+    (image.height - cutHeight) / 2,
+    cutWidth,
+    cutHeight,
+    0,
+    0,
+    width,
+    height,
+  );
   image.close();
   const { data } = context.getImageData(0, 0, width, height);
-  state.picture = { width, height, data: Uint8Array.from({ length: width * height * 3 }, (_, i) => data[4 * Math.floor(i / 3) + (i % 3)]) };
+  state.picture = {
+    width,
+    height,
+    data: Uint8Array.from({ length: width * height * 3 }, (_, i) => data[4 * Math.floor(i / 3) + (i % 3)]),
+  };
   if (!state.running) say("ready");
   restart();
 }
@@ -200,7 +222,10 @@ function open() {
 
 function main() {
   if (typeof WebAssembly !== "object") {
-    throw new Problem("this browser has no WebAssembly, or it is switched off", "take a current one; some switch it off in a mode for safety");
+    throw new Problem(
+      "this browser has no WebAssembly, or it is switched off",
+      "take a current one; some switch it off in a mode for safety",
+    );
   }
   say("opening the bundle");
   camera = new Camera(byId("view"), ZOOM_RATE);

@@ -61,7 +61,9 @@ export class PNDM extends Base {
       if (index === 0) this._firstSample = sample;
       this._outputs = [output, ...this._outputs.slice(0, 3)];
       const weights = PNDM_WEIGHTS[this._outputs.length - 1];
-      output = mapped(output, (_, i) => weights.reduce((sum, weight, past) => sum + weight * this._outputs[past][i], 0));
+      output = mapped(output, (_, i) =>
+        weights.reduce((sum, weight, past) => sum + weight * this._outputs[past][i], 0),
+      );
     }
     const [clean, noise] = this.schedule.predict(output, sample, this._alphas[index]);
     return mix(clean, noise, this._nextAlphas[index]);
@@ -142,8 +144,12 @@ export class LCM extends Base {
     this.schedule = new NoiseSchedule(config, { beta_schedule: "scaled_linear", beta_start: 0.00085, beta_end: 0.012 });
     const trained = this.schedule.trainTimesteps;
     const distilled = number(config, "original_inference_steps", Math.min(50, trained), 1, trained);
-    if (!(Number.isInteger(steps) && steps >= 1 && steps <= distilled)) throw new Problem(`this scheduler takes 1 to ${distilled} steps, not ${steps}`);
-    this.timesteps = Array.from({ length: steps }, (_, i) => (distilled - Math.floor((i * distilled) / steps)) * Math.floor(trained / distilled) - 1);
+    if (!(Number.isInteger(steps) && steps >= 1 && steps <= distilled))
+      throw new Problem(`this scheduler takes 1 to ${distilled} steps, not ${steps}`);
+    this.timesteps = Array.from(
+      { length: steps },
+      (_, i) => (distilled - Math.floor((i * distilled) / steps)) * Math.floor(trained / distilled) - 1,
+    );
     this._scaling = number(config, "timestep_scaling", 10, 1e-6, 1e6);
     this._alphas = this.timesteps.map((t) => this.schedule.alphaAt(t));
     this.schedule.checkFirst(this._alphas[0]);

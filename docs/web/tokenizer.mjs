@@ -55,7 +55,7 @@ export class ClipTokenizer {
   // The text between special tokens, and their ids.
   *_split(text) {
     let begin = 0;
-    for (let at = 0; at < text.length; ) {
+    for (let at = 0; at < text.length;) {
       const token = this._special.find((one) => text.startsWith(one, at));
       if (token === undefined) {
         at += 1;

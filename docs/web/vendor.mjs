@@ -1,5 +1,5 @@
-// Puts beside the page what it needs and git does not have: ONNX Runtime's WebAssembly build and a picture to begin with.
-// Run it with 'npm run vendor' after 'npm ci'.
+// Puts beside the page what it needs and git does not have: ONNX Runtime's WebAssembly build, and a picture to begin
+// with. Run it with 'npm run vendor' after 'npm ci'.
 
 import { copyFile, mkdir } from "node:fs/promises";
 
