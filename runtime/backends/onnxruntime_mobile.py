@@ -6,6 +6,7 @@ Beside it lies what a reduced build of ONNX Runtime has to contain: its operator
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
