@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from .errors import UserError, printable
@@ -58,7 +57,7 @@ class KeyframeFolder:
         self._settings = _as_json(settings)
         self._made_from = made_from
         self._keys = [_hash(SCHEMA_VERSION, self._settings)]
-        self._lock = FileLock(self.path / LOCK_FILE, timeout=0)
+        self._lock: Any = None
         self._check_state()
 
     def count(self, last: int) -> int:
@@ -92,7 +91,8 @@ class KeyframeFolder:
 
     def remove(self) -> None:
         """Remove the keyframes and, if nothing else is in it, the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         remove_keyframes(self.path)
 
     def _file(self, index: int) -> Path:
@@ -169,9 +169,12 @@ class KeyframeFolder:
 
     def _hold(self) -> None:
         """Keep other processes from painting into the folder, until this one ends."""
-        if self._lock.is_locked:
+        from filelock import FileLock, Timeout
+
+        if self._lock is not None and self._lock.is_locked:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             self._lock.acquire()
         except Timeout as error:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from outzoom import cli
 from outzoom.runtime import open_manifest
+from outzoom.runtime.backends import BACKENDS
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 SHORT = ["--seconds", "0.2", "--steps", "1", "--guidance", "1"]
@@ -425,7 +426,7 @@ def test_doctor_says_what_the_machine_can_do(run, run_json):
     assert report["packages"]["base"]["numpy"] == version("numpy")
     assert report["packages"]["onnxruntime"] == {"onnxruntime": version("onnxruntime")}
     assert {"base", "export", "openvino", "video", "bench"} <= report["packages"].keys()
-    assert report["targets"].keys() == {"onnxruntime", "openvino-cpu"}
+    assert report["targets"].keys() == BACKENDS.keys()
     assert report["targets"]["onnxruntime"].startswith(f"ready ({version('onnxruntime')}")
     machine = report["machine"]
     assert machine["cores"] >= 1
@@ -583,10 +584,10 @@ def test_a_zoom_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(start, ru
     child.communicate()
     code, result, _ = run_json(*arguments)
     assert code == 0 and result["keyframes_reused"] >= 1
-    made = [(tmp_path / name).read_bytes() for name in ("zoom.mp4", "strip.png")]
+    made = (tmp_path / "strip.png").read_bytes()
     code, result, _ = run_json(*arguments)
     assert code == 0 and result["keyframes_reused"] == 0
-    assert made == [(tmp_path / name).read_bytes() for name in ("zoom.mp4", "strip.png")]
+    assert made == (tmp_path / "strip.png").read_bytes()
 
 
 def test_ctrl_c_before_anything_is_painted_leaves_nothing(fails, zoom, tmp_path, monkeypatch):

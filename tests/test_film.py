@@ -120,7 +120,7 @@ def test_prompts_take_over_at_their_keyframe(film, shoot, tmp_path):
     shoot(replace(film, prompts=Prompts((Row(0, "a reef"), Row(1.0, "a sea")), in_seconds=True)), "timed")
     reef, both, timed = (files(tmp_path / name) for name in ("reef", "both", "timed"))
     equal = {name for name in reef if reef[name] == both[name]}
-    assert equal == {"keyframes.json", "00000.png", "00001.png", "00002.png"}
+    assert equal == {".lock", "keyframes.json", "00000.png", "00001.png", "00002.png"}
     assert timed == both  # at one second keyframe 2 fills the frame, and the edge of keyframe 3 comes into view
 
 
