@@ -21,6 +21,7 @@ def gptq(
     symmetric: bool = True,
     clip: Clip = "none",
     damping_fraction: float = 0.01,
+    positive: bool = False,
 ) -> BlockWeights:
     """`weight` in 4 bits, rounded column by column; later columns take over the error that they can make up for.
 
@@ -50,7 +51,7 @@ def gptq(
         run = slice(start, min(start + block, columns))
         corner = np.linalg.inv(factor[run, run])
         updated = weight[:, run] + errors[:, :start] @ factor[:start, run] @ corner
-        scales[:, index], zero_points[:, index] = fit(updated, importance[run], symmetric, clip)
+        scales[:, index], zero_points[:, index] = fit(updated, importance[run], symmetric, clip, positive)
         codes[:, run] = _round_columns(updated, corner, scales[:, index], zero_points[:, index])
         errors[:, run] = weight[:, run] - decode(codes[:, run], scales[:, index, None], zero_points[:, index, None])
     return BlockWeights(codes, scales, zero_points, block)

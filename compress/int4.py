@@ -40,12 +40,14 @@ def compress(
     symmetric: bool = True,
     clip: Clip = "none",
     importance: NDArray[np.floating[Any]] | None = None,
+    positive: bool = False,
 ) -> BlockWeights:
     """`weight` rounded to the nearest of 16 levels a block: (rows, columns) -> codes of the same shape.
 
     The last block of a row may be short. Symmetric levels are -8..7 times a scale of either sign, so that -8 is the
     element of largest magnitude: for weights like a normal distribution the squared error is 1.28 times less than
-    that of levels -7..7. Asymmetric levels cover a block's range and zero, as a zero point in 0..15 demands. Clip
+    that of levels -7..7. With `positive` the scale is above 0, and -8 or 7 is one end of the block. Asymmetric levels
+    cover a block's range and zero, as a zero point in 0..15 demands. Clip
     "none" covers the whole block; "mse" tries `FACTORS` of that scale and takes the least squared error, weighted by
     `importance` (columns,), the mean square of each input, where it is given. Scales are rounded to float16 before
     the codes are chosen; one that float16 cannot tell from zero becomes its smallest step.
@@ -69,7 +71,7 @@ def compress(
         padded = np.zeros((len(weight[part]), blocks * block), np.float32)
         padded[:, :columns] = weight[part]
         values = padded.reshape(-1, blocks, block)
-        scales, zero_points = fit(values, shares.reshape(blocks, block), symmetric, clip)
+        scales, zero_points = fit(values, shares.reshape(blocks, block), symmetric, clip, positive)
         codes = nearest_codes(values, scales[..., None], zero_points[..., None])
         packed.codes[part] = codes.reshape(padded.shape)[:, :columns]
         packed.scales[part] = scales
@@ -89,7 +91,7 @@ def decompress(packed: BlockWeights) -> NDArray[np.float32]:
 
 
 def fit(
-    values: NDArray[np.float32], importance: NDArray[np.float32], symmetric: bool, clip: Clip
+    values: NDArray[np.float32], importance: NDArray[np.float32], symmetric: bool, clip: Clip, positive: bool = False
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """The scale and the zero point for each run along the last axis: (..., n) -> (...), (...).
 
@@ -101,6 +103,8 @@ def fit(
     low, high = values.min(axis=-1), values.max(axis=-1)
     if symmetric:
         step = np.where(high > -low, high, low) / np.float32(-8)
+        if positive:
+            step = np.maximum(high / np.float32(7), low / np.float32(-8))
         scales = _stored(step)
         zero_points = np.full(step.shape, 8, np.uint8)
     else:

@@ -74,7 +74,8 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="m
 
     Weights are rounded to the nearest, or by "gptq" so that they make up for each other's errors, or by "awq" after
     inputs that matter more got finer steps (linear layers; others are rounded to the nearest). With `importance`
-    the squared errors that `clip` makes small are weighted by the mean squares of the inputs.
+    the squared errors that `clip` makes small are weighted by the mean squares of the inputs. Scales of symmetric codes
+    are of either sign, which is more exact, or `positive`.
     """
 
     block: Literal[16, 32, 64, 128] = 64
@@ -82,6 +83,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="m
     clip: Literal["none", "mse"] = "mse"
     rounding: Literal["nearest", "gptq", "awq"] = "nearest"
     importance: bool = False
+    positive: bool = False
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

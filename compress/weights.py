@@ -21,7 +21,7 @@ from ..runtime.packed import PackedTensor, expand
 from . import int4, kmeans, pruning, sparsity
 from .awq import awq_scales
 from .cast import cast_weight
-from .dequantize import dequantize_weight
+from .dequantize import dequantize_blocks, dequantize_weight
 from .folding import SharedInput, fold, shared_inputs
 from .gptq import gptq
 from .inputs import MOST_COLUMNS, Inputs
@@ -36,11 +36,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def compress_weights(
-    model: ir.Model, component: str, recipe: Recipe, writer: PackedWriter, inputs: Inputs | None = None
-) -> tuple[ir.Model, list[Left]]:
+    model: ir.Model, component: str, recipe: Recipe, writer: PackedWriter, inputs: Inputs | None = None,
+    dequantizes: bool = False,
+) -> tuple[ir.Model, list[Left]]:  # fmt: skip
     """A copy of `model` with the weights that the recipe's rules take as they say, stored by `writer`.
 
     Also the layers that a rule is for but can't take, or not wholly. Rules that look at a layer's inputs need `inputs`.
+    Weights of four bits are multiplied by MatMulNBits or, with `dequantizes`, come out of a DequantizeLinear.
     """
     model, left = model.clone(), []
     ruled = [(layer, recipe.rule(component, layer.op_type, layer.name)) for layer in find_layers(model)]
@@ -50,7 +52,7 @@ def compress_weights(
         if rule is None:
             continue
         matrix = _finite(layer)
-        if reason := _refusal(layer, rule, matrix):
+        if reason := _refusal(layer, rule, matrix) or (_raggedness(layer, rule) if dequantizes else ""):
             left.append(Left(layer.name, f"stays as it is: {reason}"))
             continue
         if rule.needs_covariance and not _known(inputs).has_covariance(layer):
@@ -61,7 +63,7 @@ def compress_weights(
                 factors = _awq_factors(layer, matrix, rule, inputs)
                 divide_inputs(model, layer, factors)
                 matrix = matrix * factors
-            _compress_layer(model, layer, matrix, rule, writer, inputs)
+            _compress_layer(model, layer, matrix, rule, writer, inputs, dequantizes)
         except ValueError as error:
             message = f"the recipe '{recipe.name}' can't be applied to '{layer.name}' of {component}: {error}"
             raise UserError(message, hint="give the layer a rule of its own") from error
@@ -113,12 +115,14 @@ def _awq_factors(layer: Layer, matrix: NDArray[np.float32], rule: Rule, inputs: 
 
 
 def _compress_layer(
-    model: ir.Model, layer: Layer, matrix: NDArray[np.float32], rule: Rule, writer: PackedWriter, inputs: Inputs | None
-) -> None:
+    model: ir.Model, layer: Layer, matrix: NDArray[np.float32], rule: Rule, writer: PackedWriter, inputs: Inputs | None,
+    dequantizes: bool,
+) -> None:  # fmt: skip
     """Store a layer's weight as the rule says, and let the graph use it."""
     if rule.engine == "int4":
         assert isinstance(rule.store, Int4)  # the rule sees to that
-        multiply_by_blocks(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
+        use = dequantize_blocks if dequantizes else multiply_by_blocks
+        use(model, layer.value, _blocks(layer, matrix, rule.store, inputs))
         return
     tensor, arrays, unpacked = packed_form(layer, matrix, rule, inputs)
     weight = writer.lazy(writer.add(tensor, arrays, unpacked), tensor.name)
@@ -226,8 +230,9 @@ def _stored(
 def _blocks(layer: Layer, matrix: NDArray[np.float32], store: Int4, inputs: Inputs | None) -> int4.BlockWeights:
     covariance = _known(inputs).covariance(layer) if store.rounding == "gptq" else None
     if covariance is not None:
-        return gptq(matrix, covariance, store.block, store.symmetric, store.clip)
-    return int4.compress(matrix, store.block, store.symmetric, store.clip, _importance(layer, store, inputs))
+        return gptq(matrix, covariance, store.block, store.symmetric, store.clip, positive=store.positive)
+    importance = _importance(layer, store, inputs)
+    return int4.compress(matrix, store.block, store.symmetric, store.clip, importance, store.positive)
 
 
 def _importance(layer: Layer, store: KMeans | Int4, inputs: Inputs | None) -> NDArray[np.float32] | None:
@@ -258,6 +263,13 @@ def _refusal(layer: Layer, rule: Rule, matrix: NDArray[np.float32]) -> str:
     if rule.engine == "int4" and layer.op_type != "MatMul":
         also = ", or make products of 1x1 convolutions" if layer.op_type == "Conv" else ""
         return f"no engine computes a {layer.op_type} from four bits: give it a rule with engine int8 or float16{also}"
+    return ""
+
+
+def _raggedness(layer: Layer, rule: Rule) -> str:
+    """Why a layer's rows can't be whole blocks of four bits; empty if they can."""
+    if rule.engine == "int4" and isinstance(rule.store, Int4) and layer.columns % rule.store.block:
+        return f"its {layer.columns} inputs are no whole blocks of {rule.store.block}"
     return ""
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from ..runtime.backends import backend_for
+from ..runtime.backends import maker_version
 from ..runtime.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -178,7 +178,7 @@ def _manifest(bundle: BundlePlan, components: dict[str, Component], files: dict[
         files=files,
         tools={
             **{name: version(name) for name in ("outzoom", *TOOLS)},
-            bundle.target: backend_for(bundle.target).version(),
+            bundle.target: maker_version(bundle.target),
         },
         build=BuildInfo(bundle.key, tuple(StageInfo(r.name, r.seconds, r.peak_memory_bytes) for r in records)),
         checked_on=FORMS[bundle.target].checked_on,

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from ..compress.recipe import Recipe
-from ..runtime.backends import backend_for
+from ..runtime.backends import backend_for, maker_version
 from ..runtime.bundle import COMPONENTS, MANIFEST_NAME, SCHEMA_VERSION, Bundle, open_manifest
 from ..runtime.errors import BundleError, MissingPackageError, UserError
 from ..runtime.files import check_replaceable, sha256_of
@@ -63,7 +63,7 @@ class Plan:
         """Refuse now what would fail after hours of work, or on the device."""
         _check_installed()
         for target in self.targets:
-            backend_for(target).version()
+            maker_version(target)
         for kind, names in (("target", self.targets), ("recipe", tuple(recipe.name for recipe in self.recipes))):
             if twice := [name for name in names if names.count(name) > 1]:
                 raise UserError(f"the {kind} '{twice[0]}' is asked for twice", hint="each makes one bundle of its name")
@@ -225,22 +225,23 @@ class BundlePlan:
         )  # fmt: skip
         integers = self.recipe.rounds_activations(component) or self.recipe.multiplies_dynamically(component)
         for_onnxruntime = integers and FORMS[self.target].integers_of_onnxruntime
+        typed = FORMS[self.target].typed
         onnx = Stage(
             f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
             {
                 **changes, "hoisted": hoisted, "skips": skips, "segments": segments,
-                "for ONNX Runtime": for_onnxruntime, **weights,
+                "for ONNX Runtime": for_onnxruntime, "typed": typed and self.recipe.compute, **weights,
             },
             {
                 **ours, "recipe": self.recipe, "hoisted": hoisted, "skips": skips, "segments": segments,
-                "for_onnxruntime": for_onnxruntime,
+                "for_onnxruntime": for_onnxruntime, "typed": typed,
             },
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(
             f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
             {
-                "target": self.target, "version": backend_for(self.target).version(),
+                "target": self.target, "version": maker_version(self.target),
                 "compute": self.recipe.compute, "least": self.recipe.min_psnr_db,
             },
             {"component": component, "target": self.target, "recipe": self.recipe, "sides": self._sides(len(probes))},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..compress.recipe import Recipe
+from ..compress.recipe import Int4, Recipe, Rule
 from ..runtime.errors import UserError
 
 
@@ -16,13 +16,15 @@ class Form:
 
     `checked_on`: a target whose backend opens the same engine file and measures the parity, where this one's device
     is seldom the machine that builds. `symmetric`: codes of activations have 0 for zero. `integers_of_onnxruntime`:
-    integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever is asked for.
+    integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever is asked for. `typed`: it
+    computes in the types that the graph has, and takes weights of four bits from DequantizeLinear.
     """
 
     checked_on: str | None = None
     symmetric: bool = False
     integers_of_onnxruntime: bool = False
     halves: bool = False
+    typed: bool = False
 
 
 FORMS = {
@@ -31,6 +33,8 @@ FORMS = {
     "openvino-cpu": Form(),
     "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True),
     "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True),
+    "tensorrt": Form(checked_on="onnxruntime", symmetric=True, typed=True),
+    "tensorrt-rtx": Form(checked_on="onnxruntime", symmetric=True, typed=True),
 }
 
 
@@ -38,10 +42,19 @@ def adapted(recipe: Recipe, target: str) -> Recipe:
     """The recipe in the form that a target's engines take; raises UserError for one that they don't."""
     if reason := refusal(recipe, target):
         raise UserError(f"the recipe '{recipe.name}' does not go for {target}: {reason}", hint="build another of both")
+    if FORMS[target].typed:
+        recipe = msgspec.structs.replace(recipe, rules=tuple(_with_positive_scales(rule) for rule in recipe.rules))
     activations = recipe.activations
     if activations is None or activations.range == "dynamic" or not FORMS[target].symmetric:
         return recipe
     return msgspec.structs.replace(recipe, activations=msgspec.structs.replace(activations, symmetric=True))
+
+
+def _with_positive_scales(rule: Rule) -> Rule:
+    """A rule whose engine computes from four bits, in the one form of them that a typed graph has."""
+    if rule.engine != "int4" or not isinstance(rule.store, Int4):
+        return rule
+    return msgspec.structs.replace(rule, store=msgspec.structs.replace(rule.store, symmetric=True, positive=True))
 
 
 def refusal(recipe: Recipe, target: str) -> str | None:

@@ -89,14 +89,15 @@ def run_module(folder: Path, *, checkpoint: Checkpoint, component: str, shapes: 
 def write_onnx(
     folder: Path, traced: Path, *found: Path,
     checkpoint: Checkpoint, component: str, recipe: Recipe, hoisted: bool, skips: int,
-    segments: int, for_onnxruntime: bool,
+    segments: int, for_onnxruntime: bool, typed: bool,
 ) -> None:  # fmt: skip
     """The ONNX model of a component with its weights, compressed as the recipe says, in the folder of its name.
 
     `found` are folders of what the recipe needs to know: statistics of activations, by which blocks are narrowed and
     activations rounded; those from before they were smoothed, if they are; and what a mixed recipe chose.
-    `for_onnxruntime`: in the forms that it computes in integers, which are not those of others. A hoisted UNet comes in
-    three, each after those whose outputs it takes; with `skips`, a shallow one of so many skip connections comes last.
+    `for_onnxruntime`: in the forms that it computes in integers, which are not those of others. `typed`: in those of an
+    engine that computes in the graph's types. A hoisted UNet comes in three, each after those whose outputs it takes;
+    with `skips`, a shallow one of so many skip connections comes last.
     With `segments` above 1, the whole one is cut into about so many models that run in turn.
     """
     from ..compress.narrow import narrow
@@ -130,9 +131,11 @@ def write_onnx(
         models |= {component: cut.whole, SHALLOW_UNET: cut.shallow}
     dynamic = for_onnxruntime and recipe.multiplies_dynamically(component)
     described = {
-        name: _write_model(model, component, recipe, inputs, dynamic, folder / name)
+        name: _write_model(model, component, recipe, inputs, dynamic, typed, folder / name)
         if segments == 1 or name != component
-        else _write_segments(model, split_evenly(model, segments), component, recipe, inputs, dynamic, folder / name)
+        else _write_segments(
+            model, split_evenly(model, segments), component, recipe, inputs, dynamic, typed, folder / name
+        )
         for name, model in models.items()
     }
     described[component] = msgspec.structs.replace(described[component], left=(*left, *described[component].left))
@@ -184,6 +187,7 @@ def _write_segments(
     recipe: Recipe,
     inputs: Inputs | None,
     dynamic: bool,
+    typed: bool,
     folder: Path,
 ) -> OnnxDescription:
     """Each of the models in a folder of its number; described as one."""
@@ -193,7 +197,7 @@ def _write_segments(
     made: list[OnnxDescription] = []
 
     def save(model: ir.Model, number: int) -> Path:
-        made.append(_write_model(model, component, recipe, inputs, dynamic, folder / str(number)))
+        made.append(_write_model(model, component, recipe, inputs, dynamic, typed, folder / str(number)))
         return Path(str(number), MODEL)
 
     listed = tuple(segments.described(whole, models, save))
@@ -207,12 +211,13 @@ def _write_segments(
 
 
 def _write_model(
-    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, dynamic: bool, folder: Path
+    model: ir.Model, component: str, recipe: Recipe, inputs: Inputs | None, dynamic: bool, typed: bool, folder: Path
 ) -> OnnxDescription:
     import onnx_ir as ir
 
     from ..compress.cast import cast_weights
     from ..compress.dynamic import multiply_dynamically
+    from ..compress.half import compute_in_float16
     from ..compress.packing import PackedWriter
     from ..compress.weights import compress_weights
 
@@ -220,11 +225,13 @@ def _write_model(
     parameters = sum(weight.size for weight in weights if weight is not None)
     folder.mkdir()
     writer = PackedWriter(folder / PACKED_NAME, recipe.entropy_coding)
-    model, left = compress_weights(model, component, recipe, writer, inputs)
+    model, left = compress_weights(model, component, recipe, writer, inputs, typed)
     if dynamic:
         model, floats = multiply_dynamically(model)
         left += floats
-    if recipe.weights == "float16":
+    if typed and recipe.compute == "fastest":
+        model = compute_in_float16(model)
+    elif recipe.weights == "float16":
         model = cast_weights(model)
     ir.save(model, folder / MODEL, external_data=WEIGHTS)
     if writer.tensors:

@@ -46,6 +46,22 @@ def test_a_longest_end_above_zero_makes_the_scale_negative():
     assert decompress(packed).tolist() == [[4.0, -3.5, 0.5, 1.0]]
 
 
+def test_a_positive_scale_covers_the_longest_end_by_7_or_by_minus_8():
+    packed = compress(np.array([[3.5, -0.5, 1.0], [-4.0, 3.0, 1.0]]), positive=True)
+    assert packed.scales.tolist() == [[0.5], [0.5]]
+    assert decompress(packed).tolist() == [[3.5, -0.5, 1.0], [-4.0, 3.0, 1.0]]
+
+
+@pytest.mark.parametrize("clip", ["none", "mse"])
+def test_positive_scales_are_positive_and_cost_little(clip):
+    weight = normal(64, 256)
+    positive, either = compress(weight, clip=clip, positive=True), compress(weight, clip=clip)
+    assert (positive.scales > 0).all()
+    assert (either.scales < 0).any()
+    ratio = weighted_error(weight, positive).sum() / weighted_error(weight, either).sum()
+    assert 1 < ratio < 1.35  # 1.28 is what levels of one fewer step cost on both ends
+
+
 def test_the_shorter_end_is_cut_off_at_7_steps():
     assert decompress(compress(np.array([[-4.0, 3.9]]))).tolist() == [[-4.0, 3.5]]
 

@@ -5,6 +5,7 @@ from .onnxruntime import OnnxRuntime
 from .onnxruntime_mobile import OnnxRuntimeMobile
 from .openvino import OpenVino
 from .protocol import Array, Backend, Engine, Loading
+from .tensorrt import TensorRt
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": OnnxRuntime(),
@@ -12,6 +13,8 @@ BACKENDS: dict[str, Backend] = {
     "openvino-cpu": OpenVino(device="CPU"),
     "openvino-gpu": OpenVino(device="GPU"),
     "openvino-npu": OpenVino(device="NPU"),
+    "tensorrt": TensorRt("tensorrt"),
+    "tensorrt-rtx": TensorRt("tensorrt_rtx"),
 }
 
 
@@ -22,4 +25,13 @@ def backend_for(target: str) -> Backend:
     return BACKENDS[target]
 
 
-__all__ = ["BACKENDS", "Array", "Backend", "Engine", "Loading", "backend_for"]
+def maker_version(target: str) -> str:
+    """The version of what makes a target's engine files when a bundle is built; raises as `Backend.version` does.
+
+    TensorRT's engines are made on the device, so that the package is not needed before.
+    """
+    backend = backend_for(target)
+    return "made on the device" if isinstance(backend, TensorRt) else backend.version()
+
+
+__all__ = ["BACKENDS", "Array", "Backend", "Engine", "Loading", "backend_for", "maker_version"]
