@@ -436,7 +436,7 @@ def test_a_tokenizer_without_its_files_is_refused(bundle):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"target": "tensorrt"}, ["no target 'tensorrt'", "onnxruntime"]),
+        ({"target": "coreml"}, ["no target 'coreml'", "onnxruntime"]),
         ({"scheduler": {"beta_end": "x"}}, ["beta_end"]),
     ],
     ids=["target", "scheduler"],
