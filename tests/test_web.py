@@ -25,6 +25,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 RECIPES = ("fp32", "fp16", "int8", "int4")
 LEAST_DB = 40
+# Of a keyframe. Where activations are rounded to integers, some fall the other way in a build that adds up floats in
+# another order, in each of the UNet's runs; int8 itself is 40 dB from fp32.
+LEAST_KEYFRAME_DB = {"fp32": 40, "int8": 30}
 PROMPT = "an underwater reef with red fish"
 STEPS, GUIDANCE, KEYFRAMES = 4, 3.0, 2
 SECONDS = 120
@@ -63,7 +66,23 @@ def mobile(tmp_path_factory, build_bundles):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Any server of static files would do."""
 
+    isolated = False
+
+    def end_headers(self):
+        """With what lets a page have threads, if a test asks for it."""
+        if self.isolated:
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
     def log_message(self, *_):
+        """Say nothing."""
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    """Says nothing of a page that was closed, or a file that it did not want to the end."""
+
+    def handle_error(self, *_):
         """Say nothing."""
 
 
@@ -79,7 +98,7 @@ def site(packages, tmp_path):
     for file in (packages / "vendor").iterdir():
         (folder / "vendor" / file.name).symlink_to(file)
     shutil.copy(ROOT / "models" / "demo" / "picture.png", folder / "vendor" / "picture.png")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+    with QuietServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield folder, f"http://127.0.0.1:{server.server_address[1]}"
@@ -219,7 +238,7 @@ def fill(page):
     page.get_by_label("Guidance").fill(str(GUIDANCE))
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+@pytest.mark.parametrize("recipe", LEAST_KEYFRAME_DB)
 def test_the_page_paints_the_keyframes_that_python_paints(mobile, site, page, picture, tmp_path, recipe):
     folder, address = site
     (folder / "bundle").symlink_to(mobile[recipe])
@@ -238,9 +257,29 @@ def test_the_page_paints_the_keyframes_that_python_paints(mobile, site, page, pi
         found = page.evaluate(f"Array.from(window.painted[{index - 1}].data)")
         psnr_db = tensor_psnr_db(keyframe, np.array(found, np.uint8).reshape(keyframe.shape))
         print(f"keyframe {index}: {psnr_db:.1f} dB")
-        assert psnr_db >= LEAST_DB
+        assert psnr_db >= LEAST_KEYFRAME_DB[recipe]
     if shots := os.environ.get("OUTZOOM_SCREENSHOTS"):
         page.screenshot(path=Path(shots) / f"web-{recipe}.png")
+    assert not page.problems
+
+
+def test_an_isolated_page_paints_the_same_with_threads(mobile, site, page, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(Quiet, "isolated", True)
+    folder, address = site
+    (folder / "bundle").symlink_to(mobile["fp32"])
+    expected = keyframes_of_python(mobile["fp32"], picture, folder / "noise")[0]
+    Image.fromarray(picture).save(tmp_path / "meadow.png")
+    listen(page)
+    page.goto(f"{address}/?noise=noise")
+    until(page, READY)
+    assert page.evaluate("crossOriginIsolated")
+    page.get_by_label("Of a picture").set_input_files(tmp_path / "meadow.png")
+    fill(page)
+    page.get_by_role("button", name="Start").click()
+    until(page, "window.painted.length >= 1")
+    page.get_by_role("button", name="Stop").click()
+    found = np.array(page.evaluate("Array.from(window.painted[0].data)"), np.uint8).reshape(expected.shape)
+    assert tensor_psnr_db(expected, found) >= LEAST_DB
     assert not page.problems
 
 
@@ -265,7 +304,7 @@ def test_a_person_starts_watches_stops_and_goes_on(mobile, site, page):
     else:
         pytest.fail("the picture stood still for ten seconds")
     page.get_by_role("button", name="Stop").click()
-    until(page, "/keyframes? (are|is) painted/.test(document.getElementById('doing').textContent)")
+    until(page, "/is painted/.test(document.getElementById('doing').textContent)")
     count = page.evaluate("window.painted.length")
     page.wait_for_timeout(1500)
     assert page.evaluate("window.painted.length") == count

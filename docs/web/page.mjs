@@ -42,6 +42,11 @@ function doing(text, done, of) {
   byId("progress").max = of;
 }
 
+function showPainted() {
+  const { index } = state;
+  doing(index === 0 ? "Nothing is painted yet" : `Keyframe ${index} is painted`, Math.min(index, 1), 1);
+}
+
 // What the fields say; what they said last, while one of them is being changed to something that does not go.
 function settings() {
   if (!byId("steer").checkValidity()) return state.settings;
@@ -92,7 +97,7 @@ function restart() {
   camera.restart(state.picture.width, state.picture.height);
   camera.add(state.picture, 1, null);
   byId("painted").textContent = "0";
-  doing("Nothing is painted yet", 0, 1);
+  showPainted();
   showButtons();
   if (running) paintNext();
 }
@@ -121,7 +126,7 @@ function keyframe({ index, picture, scale, seconds, cutTokens }) {
   );
   byId("painted").textContent = String(index);
   byId("took").textContent = `${seconds.toFixed(1)} s`;
-  doing(`Keyframe ${index} is painted`, 1, 1);
+  showPainted();
   if (cutTokens > 0) say(`the prompt is too long: its last ${cutTokens} tokens are left out`);
   showButtons();
   paintNext();
@@ -145,7 +150,7 @@ const ANSWERS = {
   painted: keyframe,
   stopped: () => {
     state.painting = false;
-    doing(`${state.index} keyframes are painted`, 0, 1);
+    showPainted();
     paintNext(); // it may have been started again meanwhile
   },
   problem: (problem) => {
@@ -230,9 +235,10 @@ function main() {
   say("opening the bundle");
   camera = new Camera(byId("view"), ZOOM_RATE);
   byId("toggle").addEventListener("click", () => (state.running ? stop() : start()));
-  byId("steer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (!state.running && !byId("toggle").disabled) start();
+  byId("steer").addEventListener("submit", (event) => event.preventDefault());
+  byId("steer").addEventListener("keydown", ({ key, target }) => {
+    const starts = key === "Enter" && target.matches("input:not([type=file])") && !byId("toggle").disabled;
+    if (starts && !state.running) start();
   });
   const show = ({ target }) => (target.closest("details") ?? target).setAttribute("open", "");
   byId("steer").addEventListener("invalid", show, true); // a field that is folded away can't say what is wrong
