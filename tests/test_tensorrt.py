@@ -1,21 +1,30 @@
 """TensorRT: engines that the real builder makes without a GPU, and what can be tested where there is none.
 
-The builder is tensorrt_rtx, in this environment or in that of the Python that OUTZOOM_TENSORRT_RTX_PYTHON names.
-Nothing here runs an engine of TensorRT: that takes a GPU. Where one is played, by the host's memory and an engine that
-doubles, it is for the bookkeeping of buffers alone.
+The builder is tensorrt_rtx, in this environment or in that of the Python that OUTZOOM_TENSORRT_RTX_PYTHON names, which
+has outzoom as well. Nothing here runs an engine of TensorRT: that takes a GPU. Where one is played, it is for the
+bookkeeping of buffers alone.
 """
 
-# ruff: noqa: E731, N801, N802, N815 - the names of CUDA's own functions
-
-import ctypes
 import gc
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import pytest
+from played_gpu import Doubling, HostRuntime
+from short_recipes import write_recipes
 
+from outzoom.export import read_recipe
+from outzoom.export.targets import adapted
+from outzoom.runtime import open_manifest
+from outzoom.runtime.backends import Loading
 from outzoom.runtime.backends.cuda import ALIGNMENT_BYTES, Cuda, DeviceMemory, Gpu, Residents
-from outzoom.runtime.backends.tensorrt import is_origin, parse_device
+from outzoom.runtime.backends.tensorrt import TensorRt, _package, is_origin, parse_device
 from outzoom.runtime.backends.tensorrt_build import BuildOptions, options_of
 from outzoom.runtime.backends.tensorrt_engine import TensorRtEngine
 from outzoom.runtime.backends.tensorrt_origin import (
@@ -26,8 +35,14 @@ from outzoom.runtime.backends.tensorrt_origin import (
     read_origin,
     write_origin,
 )
-from outzoom.runtime.errors import BundleError, OutzoomError, UserError
+from outzoom.runtime.bundle import COMPONENTS
+from outzoom.runtime.errors import BundleError, MissingPackageError, OutzoomError, UserError
+from outzoom.runtime.inpainting import Inpainting
 
+BUILDER = os.environ.get("OUTZOOM_TENSORRT_RTX_PYTHON") or (sys.executable if find_spec("tensorrt_rtx") else "")
+needs_builder = pytest.mark.skipif(
+    not BUILDER, reason="tensorrt_rtx is not installed, and OUTZOOM_TENSORRT_RTX_PYTHON names no Python that has it"
+)
 ORIN = Gpu(0, "Orin", (8, 7), 12060, 2**34)
 HERE = Origin("tensorrt", "10.3.0", ("8.7",), "Orin", 12060, "fastest", {"sparse": "True"})
 
@@ -204,91 +219,6 @@ def test_an_array_on_the_device_can_not_be_changed_unnoticed(memory):
     assert residents.find(array) is None
 
 
-class HostRuntime:
-    """CUDA's runtime, played by the memory of the host: the functions that cuda.py calls, and what they return."""
-
-    cudaHostAllocDefault = 0
-
-    class cudaError_t:
-        cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInsufficientDriver = 0, 2, 35
-        cudaErrorStubLibrary, cudaErrorNoDevice = 34, 100
-
-    class cudaMemcpyKind:
-        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost = 1, 2
-
-    def __init__(self):
-        self.blocks, self.pinned, self.copied_in = {}, {}, 0
-
-    def _allocated(self, where, size):
-        data = ctypes.create_string_buffer(size)
-        where[ctypes.addressof(data)] = data
-        return 0, ctypes.addressof(data)
-
-    def cudaMalloc(self, size):
-        return self._allocated(self.blocks, size)
-
-    def cudaHostAlloc(self, size, flags):
-        return self._allocated(self.pinned, size)
-
-    def cudaFree(self, pointer):
-        del self.blocks[pointer]
-        return (0,)
-
-    def cudaFreeHost(self, pointer):
-        del self.pinned[pointer]
-        return (0,)
-
-    def cudaMemcpyAsync(self, target, source, size, kind, stream):
-        self.copied_in += kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice
-        ctypes.memmove(target, source, size)
-        return (0,)
-
-    def cudaSetDevice(self, number):
-        return (0,)
-
-    def cudaStreamCreate(self):
-        return 0, 7
-
-    def cudaStreamSynchronize(self, stream):
-        return (0,)
-
-
-class Doubling:
-    """TensorRT, played by an engine that doubles `x`, (2, 3) in float32, into `y`; a context has the addresses."""
-
-    __name__ = "tensorrt"
-
-    class ILogger:
-        class Severity:
-            INTERNAL_ERROR, ERROR, WARNING = range(3)
-
-    class TensorIOMode:
-        INPUT, OUTPUT = range(2)
-
-    def __init__(self):
-        self.contexts, self.addresses, self.works = 0, {}, True
-
-    num_io_tensors = 2
-    Runtime = deserialize_cuda_engine = lambda self, data: self
-    get_tensor_name = lambda self, index: "xy"[index]
-    get_tensor_mode = lambda self, name: "xy".index(name)
-    get_tensor_dtype = lambda self, name: np.float32
-    get_tensor_shape = lambda self, name: (2, 3)
-    nptype = lambda self, kind: kind
-
-    def create_execution_context(self):
-        self.contexts += 1
-        return self
-
-    def set_tensor_address(self, name, pointer):
-        self.addresses[name] = pointer
-
-    def execute_async_v3(self, stream):
-        given, made = ((ctypes.c_float * 6).from_address(self.addresses[name]) for name in "xy")
-        made[:] = [2 * one for one in given]
-        return self.works
-
-
 @pytest.fixture
 def doubling(tmp_path):
     """Opens an engine of TensorRtEngine's own on the played device: the engine, the device and the package."""
@@ -374,3 +304,142 @@ def test_a_device_without_memory_is_a_memory_error(doubling):
     runtime.cudaMalloc = lambda size: (2, None)
     with pytest.raises(MemoryError, match="cudaMalloc"):
         engine.run({"x": X})
+
+
+# Packages, libraries and drivers that are missing
+
+
+@pytest.fixture
+def fake_package(tmp_path, monkeypatch):
+    """Puts a package called tensorrt in the way, with this text in it."""
+
+    def fake_package(text):
+        (tmp_path / "tensorrt").mkdir()
+        (tmp_path / "tensorrt" / "__init__.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+    _package.cache_clear()
+    yield fake_package
+    sys.modules.pop("tensorrt", None)
+    _package.cache_clear()
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
+def test_a_missing_package_is_named_with_where_it_comes_from(tmp_path):
+    with pytest.raises(MissingPackageError, match="the target 'tensorrt' needs the package 'tensorrt'") as caught:
+        TensorRt("tensorrt").load(tmp_path / "model.onnx", Loading())
+    assert "JetPack" in caught.value.hint
+    assert "JetPack" in (TensorRt("tensorrt").absent() or "")
+
+
+def test_a_missing_library_of_an_installed_package_is_named(fake_package):
+    fake_package("import ctypes\nctypes.CDLL('libnvinfer.so.1000')\n")  # what NVIDIA's package does
+    with pytest.raises(UserError, match=r"installed, but a library that it needs is not: libnvinfer\.so\.1000"):
+        TensorRt("tensorrt").version()
+
+
+def test_a_package_that_is_too_old_is_refused(fake_package):
+    fake_package("__version__ = '8.6.2'\n")
+    with pytest.raises(UserError, match=r"of version 8\.6\.2; 10 or newer is needed"):
+        TensorRt("tensorrt").version()
+
+
+def test_a_missing_driver_is_said_before_anything_is_read(fake_package, tmp_path):
+    pytest.importorskip("cuda.bindings.runtime")
+    if TensorRt("tensorrt_rtx").absent() is None:
+        pytest.skip("there is a GPU here")
+    fake_package("__version__ = '10.3.0'\n")
+    with pytest.raises(UserError, match="NVIDIA's driver .* is not there, or too old") as caught:
+        TensorRt("tensorrt").load(tmp_path / "nowhere.onnx", Loading(cache=tmp_path / "cache"))
+    assert "JetPack" in caught.value.hint
+    assert not (tmp_path / "cache").exists()
+
+
+# Bundles, which need no TensorRT, and engines of them by the real builder
+
+
+@pytest.fixture(scope="module")
+def typed_bundles(tiny_checkpoint, tmp_path_factory, build_bundles):
+    """Bundles of the tiny checkpoint in the form that TensorRT takes, whole and, in fp16, with a hoisted UNet."""
+    folder = tmp_path_factory.mktemp("typed")
+    whole = build_bundles(tiny_checkpoint, folder, ["tensorrt-rtx"], write_recipes(folder), shallow_skips=1)
+    hoisted = build_bundles(tiny_checkpoint, folder / "hoisted", ["tensorrt-rtx"], ["fp16"], hoist=True)
+    return {**whole, "hoisted-fp16": hoisted["tensorrt-rtx-fp16"]}
+
+
+def engine_graph(bundle, component):
+    with Inpainting(open_manifest(bundle)).engine_file(component) as engine:
+        return ir.load(engine)
+
+
+def test_a_bundle_is_built_without_the_package_and_checked_on_another_target(typed_bundles):
+    for name, path in typed_bundles.items():
+        manifest = open_manifest(path).manifest
+        assert manifest.checked_on == "onnxruntime"
+        assert manifest.tools["tensorrt-rtx"] == "made on the device"
+        least = min(one.parity_psnr_db or np.inf for one in manifest.components.values())
+        assert least > {"fp32": 100, "fp16": 50, "int8": 15, "int4": 10}[name.split("-")[-1]], name
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_codes_of_a_bundle_have_zero_for_zero_and_scales_above_it(typed_bundles, recipe):
+    for component in ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
+        graph = engine_graph(typed_bundles[f"tensorrt-rtx-{recipe}"], component).graph
+        assert not [node for node in graph if node.domain]
+        for node in graph:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                scale, *zero = (value.const_value for value in node.inputs[1:])
+                assert (scale.numpy() > 0).all(), (component, node.name)
+                assert all(not one.numpy().any() and one.dtype == ir.DataType.INT8 for one in zero)
+
+
+def test_a_recipe_for_a_target_with_types_has_positive_blocks_and_stays_itself_for_others():
+    recipe = read_recipe("int4")
+    assert {rule.store.positive for rule in adapted(recipe, "tensorrt").rules if rule.engine == "int4"} == {True}
+    assert adapted(recipe, "onnxruntime") == recipe
+
+
+def build_engine(bundle, component, capability, work):
+    """What the builder, in an environment that has it, says of an engine: what benchmarks/tensorrt_engines.py tells."""
+    command = [BUILDER, "-m", "outzoom.benchmarks.tensorrt_engines", str(bundle), "--work", str(work)]
+    done = subprocess.run([*command, "--one", component, capability], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_builder
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [
+        (name, component)
+        for name in ("tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8", "tensorrt-rtx-int4")
+        for component in (*COMPONENTS, "unet_shallow")
+    ]
+    + [("hoisted-fp16", component) for component in ("unet", "unet_text", "unet_time")],
+)
+def test_the_real_builder_takes_every_graph(typed_bundles, tmp_path, name, component):
+    built = build_engine(typed_bundles[name], component, "8.6", tmp_path)
+    assert built["refused"] is None
+    assert built["engine_bytes"] > 0
+
+
+@needs_builder
+@pytest.mark.parametrize("capability", ["8.9", "12.0"])
+def test_the_real_builder_builds_for_gpus_that_are_not_here(typed_bundles, tmp_path, capability):
+    assert build_engine(typed_bundles["tensorrt-rtx-int4"], "unet", capability, tmp_path)["engine_bytes"] > 0
+
+
+@needs_builder
+def test_a_capability_that_the_builder_lacks_is_refused_with_those_that_it_has(typed_bundles, tmp_path):
+    built = build_engine(typed_bundles["tensorrt-rtx-fp16"], "vae_decoder", "8.7", tmp_path)
+    assert "does not build for compute capability 8.7" in built["refused"]
+
+
+@needs_builder
+def test_a_graph_with_zero_points_is_refused_with_the_builders_own_reason(
+    tiny_checkpoint, tmp_path, build_bundles, typed_bundles
+):
+    recipe = write_recipes(tmp_path)[2]
+    other = build_bundles(tiny_checkpoint, tmp_path / "out", ["onnxruntime"], [recipe])["onnxruntime-int8"]
+    assert "Non-zero zero point is not supported" in build_engine(other, "unet", "8.6", tmp_path)["refused"]
