@@ -426,6 +426,61 @@ def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
     return f"{sum(part['size_bytes'] for part in parts) / 1e6:.1f} MB, {parity}"
 
 
+def tensorrt(result: dict[str, Any]) -> str:
+    """Which engines TensorRT's builder takes; from outzoom.benchmarks.tensorrt_engines."""
+    entries = result["entries"]
+    capabilities, names, components = (
+        list(dict.fromkeys(entry[key] for entry in entries)) for key in ("capability", "name", "component")
+    )
+    whole = [one for one in capabilities if all(_no_capability(e) for e in entries if e["capability"] == one)]
+    asked = [one for one in capabilities if one not in whole]
+    lines = [
+        f"`{result['model']}`, built by {result['package']} {result['version']} for compute capability "
+        f"{', '.join(asked)}, each by itself; megabytes of the ONNX model with its weights, and of the engine for "
+        f"{asked[0]}:",
+        "",
+        _row(["bundle", *components]),
+        "|" + "---|" * (len(components) + 1),
+    ]
+    reasons: list[str] = []
+    for name in names:
+        cells = [name]
+        for component in components:
+            found = [
+                e for e in entries if (e["name"], e["component"]) == (name, component) and e["capability"] in asked
+            ]
+            cells.append(_engine_cell(found, reasons))
+        lines.append(_row(cells))
+    lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
+    lines += [f"Compute capability {one} is refused: {_first_refusal(entries, one)}." for one in whole]
+    return "\n".join(lines).rstrip()
+
+
+def _no_capability(entry: dict[str, Any]) -> bool:
+    return bool(entry["refused"]) and "compute capability" in entry["refused"]
+
+
+def _first_refusal(entries: list[dict[str, Any]], capability: str) -> str:
+    return next(str(entry["refused"]) for entry in entries if entry["capability"] == capability)
+
+
+def _engine_cell(found: list[dict[str, Any]], reasons: list[str]) -> str:
+    """One engine for all capabilities that it was built for, and why not for others."""
+    if not found:
+        return ""
+    built = [entry for entry in found if not entry["refused"]]
+    cell = f"{built[0]['onnx_bytes'] / 1e6:.1f}, {built[0]['engine_bytes'] / 1e6:.1f}" if built else ""
+    for entry in found:
+        if entry["refused"]:
+            reason = entry["refused"].rstrip(".")
+            reasons += [] if reason in reasons else [reason]
+            mark = f"refused [{reasons.index(reason) + 1}]"
+            cell = mark if not built else f"{cell}; {entry['capability']} {mark}"
+            if not built:
+                break
+    return cell
+
+
 Sections = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
 PAGES: dict[str, Sections] = {
     "README.md": {
@@ -446,6 +501,10 @@ PAGES: dict[str, Sections] = {
     "docs/devices.md": {
         "targets": ("targets.json", targets),
         "full-size-targets": ("full-size-targets.json", targets),
+    },
+    "docs/tensorrt.md": {
+        "tensorrt-demo": ("tensorrt-demo.json", tensorrt),
+        "tensorrt-full-size": ("tensorrt-full-size.json", tensorrt),
     },
     "docs/live.md": {"live": ("live.json", live)},
     "docs/compression.md": {

@@ -1,4 +1,4 @@
-"""Memory of an NVIDIA GPU, through NVIDIA's own bindings (`cuda-python`): no torch.
+"""Memory of an NVIDIA GPU, through NVIDIA's own bindings (`cuda-bindings`): no torch.
 
 What an engine made stays on the device for as long as the caller keeps the array, so that the next engine that is given
 that array need not have it copied there again.
@@ -221,6 +221,6 @@ def _bindings() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError as error:
-        raise MissingPackageError("cuda-python", "tensorrt-rtx", "running engines of TensorRT") from error
+        raise MissingPackageError("cuda-bindings", "tensorrt", "running engines of TensorRT") from error
     except (ImportError, RuntimeError) as error:
         raise _no_driver(str(error)) from error
