@@ -350,7 +350,7 @@ def test_a_missing_driver_is_said_before_anything_is_read(fake_package, tmp_path
     if TensorRt("tensorrt_rtx").absent() is None:
         pytest.skip("there is a GPU here")
     fake_package("__version__ = '10.3.0'\n")
-    with pytest.raises(UserError, match="NVIDIA's driver .* is not there, or too old") as caught:
+    with pytest.raises(UserError, match=r"NVIDIA's driver .* is not there, or too old") as caught:
         TensorRt("tensorrt").load(tmp_path / "nowhere.onnx", Loading(cache=tmp_path / "cache"))
     assert "JetPack" in caught.value.hint
     assert not (tmp_path / "cache").exists()
