@@ -140,7 +140,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.one is not None:
-            sys.stdout.write(msgspec.json.encode(build_one(args.bundles[0], *args.one, args.work)).decode())
+            component, capability = args.one
+            built = build_one(args.bundles[0], component, capability, args.work)
+            sys.stdout.write(msgspec.json.encode(built).decode())
         elif args.out is None:
             parser.error("--out is needed")
         else:
