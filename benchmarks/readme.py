@@ -432,7 +432,8 @@ def tensorrt(result: dict[str, Any]) -> str:
     capabilities, names, components = (
         list(dict.fromkeys(entry[key] for entry in entries)) for key in ("capability", "name", "component")
     )
-    whole = [one for one in capabilities if all(_no_capability(e) for e in entries if e["capability"] == one)]
+    built = {entry["capability"] for entry in entries if not entry["refused"]}
+    whole = [one for one in capabilities if one not in built and _capability_refusal(entries, one)]
     asked = [one for one in capabilities if one not in whole]
     lines = [
         f"`{result['model']}`, built by {result['package']} {result['version']} for compute capability "
@@ -452,16 +453,14 @@ def tensorrt(result: dict[str, Any]) -> str:
             cells.append(_engine_cell(found, reasons))
         lines.append(_row(cells))
     lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
-    lines += [f"Compute capability {one} is refused: {_first_refusal(entries, one)}." for one in whole]
+    lines += ["", *(f"{_capability_refusal(entries, one)}." for one in whole)]
     return "\n".join(lines).rstrip()
 
 
-def _no_capability(entry: dict[str, Any]) -> bool:
-    return bool(entry["refused"]) and "compute capability" in entry["refused"]
-
-
-def _first_refusal(entries: list[dict[str, Any]], capability: str) -> str:
-    return next(str(entry["refused"]) for entry in entries if entry["capability"] == capability)
+def _capability_refusal(entries: list[dict[str, Any]], capability: str) -> str:
+    """Why nothing is built for a capability, or nothing if it was the graphs' fault."""
+    refusals = (str(entry["refused"] or "") for entry in entries if entry["capability"] == capability)
+    return next((refusal for refusal in refusals if "compute capability" in refusal), "")
 
 
 def _engine_cell(found: list[dict[str, Any]], reasons: list[str]) -> str:
