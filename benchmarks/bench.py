@@ -27,12 +27,14 @@ from ..runtime.camera import load_opencv
 from ..runtime.errors import printable
 from ..runtime.files import sha256_of
 from ..runtime.geometry import outside_mask
+from .clip import clip_data_uri
 from .drift import WINDOW, bench_drift
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
 from .quality import SSIM_WINDOW_PX, border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
 from .report import write_report
 from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, write_results
+from .roofline import measured_roofs, with_work
 from .settings import BenchSettings, to_json
 from .video import bench_video
 
@@ -44,11 +46,12 @@ REFERENCE_TARGET = "onnxruntime"  # of several fp32 bundles
 
 @dataclass(frozen=True)
 class Measured:
-    """A bundle's result and pictures, both uint8 RGB of shape (pictures, height, width, 3)."""
+    """A bundle's result, its pictures, both uint8 RGB of shape (pictures, height, width, 3), and a data URI."""
 
     result: BundleResult
     keyframes: NDArray[np.uint8]
     strip: NDArray[np.uint8]
+    clip: str | None
 
 
 def run_bench(
@@ -81,12 +84,14 @@ def run_bench(
         machine=machine,
         runtime_import=runtime_import,
         bundles=tuple(_with_quality(each, measured, settings) for each in measured.values()),
+        roofs=measured_roofs(),
     )
     strips = {name: each.strip for name, each in measured.items()}
     for name, strip in strips.items():
         save_png(film_strip(list(strip)), out / name / "strip.png")
     write_results(results, out / "results.json")
-    write_report(results, strips, out / "report.html")
+    clips = {name: each.clip for name, each in measured.items() if each.clip is not None}
+    write_report(results, strips, out / "report.html", clips)
     return results
 
 
@@ -176,7 +181,10 @@ def _measure(name: str, path: Path, settings: BenchSettings, on_progress: Callab
         work = Path(folder)
         result = measure_bundle(path, settings, work, lambda text: on_progress(f"{name}: {text}"))
         keyframes, strip = (np.load(work / f"{kind}.npy", allow_pickle=False) for kind in ("keyframes", "strip"))
-    return Measured(msgspec.structs.replace(result, name=name), keyframes, strip)
+        film = np.memmap(work / "film.raw", np.uint8, "r").reshape(-1, *strip.shape[1:])
+        clip = clip_data_uri(film, settings.motion.fps)
+        del film  # an open file can't be removed everywhere
+    return Measured(with_work(msgspec.structs.replace(result, name=name), path), keyframes, strip, clip)
 
 
 def _with_quality(one: Measured, measured: Mapping[str, Measured], settings: BenchSettings) -> BundleResult:

@@ -1,10 +1,11 @@
-"""A keyframe of ours beside openvino.genai's inpainting pipeline, and what each takes in memory.
+"""A keyframe of ours beside other pipelines of the same checkpoint, and what each takes in memory.
 
-    python -m outzoom.benchmarks.keyframe BUNDLE --genai MODEL --python GENAI_PYTHON --out RESULT.json
+    python -m outzoom.benchmarks.keyframe BUNDLE... --rival openvino.genai PYTHON MODEL --rival ... --out RESULT.json
 
-MODEL is what `optimum-cli export openvino` makes of the checkpoint that BUNDLE was built of; GENAI_PYTHON has the
-environment of benchmarks/rivals/openvino-genai.txt. Every side has a process of its own, with the same picture, mask,
-prompt, steps and guidance, and they paint in turn; the first round is not counted.
+PYTHON has the environment of benchmarks/rivals/openvino-genai.txt (of optimum.txt for diffusers and optimum, though
+diffusers may be ours); MODEL is what `optimum-cli export openvino` or `export onnx` makes of the checkpoint that the
+bundles were built of, and for diffusers the checkpoint. Every side has a process of its own, with the same picture,
+mask, prompt, steps and guidance, and they paint in turn; the first round is not counted. Ratios are to the first rival.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ import numpy as np
 from ..runtime import PRESETS, OutzoomError, load_image, open_bundle, open_manifest, preset, save_png
 from ..runtime.geometry import outside_mask, paste_centered
 from ..runtime.machine import parse_bytes, peak_rss_bytes
+from ..runtime.shapes import Size
 from .machine import describe_machine
 from .results import ratio_of
 from .settings import DEMO_PICTURE, DEMO_PROMPT
 
 MODULE = "outzoom.benchmarks.keyframe"
-GENAI, GENAI_SCRIPT = "openvino.genai", Path(__file__).parent / "rivals" / "genai_keyframe.py"
+SCRIPTS = Path(__file__).parent / "rivals"
+RIVALS = {  # scripts, and arguments of their own
+    "openvino.genai": ("genai_keyframe.py",),
+    "diffusers": ("diffusers_keyframe.py",),
+    "diffusers-bfloat16": ("diffusers_keyframe.py", "--dtype", "bfloat16"),
+    "optimum-onnxruntime": ("optimum_keyframe.py",),
+    "optimum-openvino": ("optimum_keyframe.py",),
+}
 SCALE = 0.5  # of the known picture in the keyframe
-COMMAND = "python -m outzoom.benchmarks.keyframe BUNDLE --genai MODEL --python GENAI_PYTHON --out RESULT.json"
+COMMAND = "python -m outzoom.benchmarks.keyframe BUNDLE... --rival NAME PYTHON MODEL ... --out RESULT.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def serve(args: argparse.Namespace) -> None:
     """The body of our sides: paint a keyframe for each line that comes in."""
     started = time.perf_counter()
     limit_bytes = parse_bytes(args.memory_limit) if args.memory_limit else None
-    with open_bundle(args.bundle, verify=False, memory_limit_bytes=limit_bytes, cache=args.cache) as zoom:
+    with open_bundle(args.bundles[0], verify=False, memory_limit_bytes=limit_bytes, cache=args.cache) as zoom:
         print(json.dumps({"load_seconds": round(time.perf_counter() - started, 2)}), flush=True)
         picture, mask = load_image(args.picture), load_image(args.mask)[..., 0] > 127
         painting = replace(preset(args.serve), guidance=args.guidance)
@@ -99,36 +108,50 @@ def serve(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all sides in turn and write the result."""
     machine = describe_machine()
-    manifest = open_manifest(args.bundle, verify=False).manifest
-    size = manifest.sizes[0]
+    manifests = [open_manifest(bundle, verify=False).manifest for bundle in args.bundles]
+    size = manifests[0].sizes[0]
     with TemporaryDirectory() as scratch:
-        picture, mask = Path(scratch, "picture.png"), Path(scratch, "mask.png")
-        shrunk = paste_centered(np.zeros((*size[::-1], 3), np.uint8), load_image(DEMO_PICTURE, size), SCALE)
-        save_png(shrunk, picture)
-        save_png(np.repeat(outside_mask(size, SCALE)[..., None], 3, axis=2).astype(np.uint8) * 255, mask)
-        given: tuple[str, ...] = ("--picture", str(picture), "--mask", str(mask), "--prompt", DEMO_PROMPT)
-        given += ("--guidance", str(args.guidance))
-        mine = (*given, *(("--cache", str(args.cache)) if args.cache else ()))
-        sides = [ours(name, args.bundle, name, mine) for name in args.presets]
-        sides += [
-            ours(f"quality, {limit}", args.segmented or args.bundle, "quality", (*mine, "--memory-limit", limit))
-            for limit in args.limits
-        ]
-        if args.genai:
-            theirs = ("--model", str(args.genai), "--steps", str(preset("quality").steps), "--out", f"{scratch}/1.png")
-            sides.append(Side(GENAI, (str(args.python), str(GENAI_SCRIPT), *theirs, *given)))
-        figures = measure(sides, args.rounds)
-    reference = figures.get(GENAI)
+        figures = measure(sides(args, scratch, given(args, Path(scratch), size)), args.rounds)
+    reference = args.rival[0][0] if args.rival else None
     for figure in figures.values():
         if reference is not None:
-            figure["ratio_to_genai"] = ratio_of(figure["keyframe_seconds"], reference["keyframe_seconds"])
+            figure["ratio"] = ratio_of(figure["keyframe_seconds"], figures[reference]["keyframe_seconds"])
     result = {
         "command": COMMAND, "date": time.strftime("%Y-%m-%d"), "machine": machine.cpu_model,
         "cores": machine.usable_cores, "load_before": machine.load_average_1min, "packages": machine.packages,
-        "bundle": f"{manifest.target}-{manifest.recipe.name}", "checkpoint": manifest.source.name, "size": size,
-        "guidance": args.guidance, "rounds": args.rounds, "sides": figures,
+        "bundle": ", ".join(f"{one.target}-{one.recipe.name}" for one in manifests),
+        "checkpoint": manifests[0].source.name, "size": size, "guidance": args.guidance, "rounds": args.rounds,
+        "reference": reference, "sides": figures,
     }  # fmt: skip
     args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def given(args: argparse.Namespace, scratch: Path, size: Size) -> tuple[str, ...]:
+    """What all sides are given: the picture shrunk, the mask around it, the prompt and the guidance."""
+    picture, mask = scratch / "picture.png", scratch / "mask.png"
+    shrunk = paste_centered(np.zeros((*size[::-1], 3), np.uint8), load_image(DEMO_PICTURE, size), SCALE)
+    save_png(shrunk, picture)
+    save_png(np.repeat(outside_mask(size, SCALE)[..., None], 3, axis=2).astype(np.uint8) * 255, mask)
+    files = ("--picture", str(picture), "--mask", str(mask))
+    return (*files, "--prompt", DEMO_PROMPT, "--guidance", str(args.guidance))
+
+
+def sides(args: argparse.Namespace, scratch: str, all_take: tuple[str, ...]) -> list[Side]:
+    """Ours, of each bundle with each preset and then with each limit of memory, and the rivals."""
+    mine = (*all_take, *(("--cache", str(args.cache)) if args.cache else ()))
+    found = []
+    for bundle in args.bundles:
+        of_bundle = f"{bundle.resolve().name}, " if len(args.bundles) > 1 else ""
+        found += [ours(f"{of_bundle}{name}", bundle, name, mine) for name in args.presets]
+        found += [
+            ours(f"{of_bundle}quality, {limit}", args.segmented or bundle, "quality", (*mine, "--memory-limit", limit))
+            for limit in args.limits
+        ]
+    for name, python, model in args.rival:
+        script, *own = RIVALS[name]
+        theirs = ("--model", model, "--steps", str(preset("quality").steps), "--out", f"{scratch}/made.png")
+        found.append(Side(name, (python, str(SCRIPTS / script), *theirs, *all_take, *own)))
+    return found
 
 
 def ours(name: str, bundle: Path, preset: str, given: tuple[str, ...]) -> Side:
@@ -139,9 +162,10 @@ def ours(name: str, bundle: Path, preset: str, given: tuple[str, ...]) -> Side:
 def main() -> None:
     """Measure, or be one of those that are measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--genai", type=Path, help="the model's folder for openvino.genai; without it, ours alone")
-    parser.add_argument("--python", type=Path, help="of the environment that has it")
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "--rival", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "MODEL"), help=", ".join(RIVALS)
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--guidance", type=float, default=7.5)
@@ -155,6 +179,8 @@ def main() -> None:
     parser.add_argument("--mask", type=Path)
     parser.add_argument("--prompt")
     args = parser.parse_args()
+    if unknown := [name for name, *_ in args.rival if name not in RIVALS]:
+        parser.error(f"no rival is called {unknown[0]}; there are {', '.join(RIVALS)}")
     (serve if args.serve else run)(args)
 
 

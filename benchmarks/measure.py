@@ -174,6 +174,9 @@ def _measure_zoom(
         (painting_ms if steps_taken > steps_before else between_ms).append(elapsed_ms)
         if index in wanted:
             shown[index] = frame
+        if work is not None:
+            with (work / "film.raw").open("ab") as film:  # not kept: it would count as the engines' memory
+                film.write(frame.tobytes())
     if work is not None:
         np.save(work / "keyframes.npy", np.stack([shown[i] for i in settings.keyframe_indices]))
         np.save(work / "strip.npy", np.stack([shown[i] for i in settings.strip_indices]))

@@ -1,11 +1,11 @@
-"""Bar charts as SVG to put inside a page: they take its text colour and its width, and refer to nothing outside."""
+"""Charts as SVG to put inside a page: they take its text colour and its width, and refer to nothing outside."""
 
 from __future__ import annotations
 
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,21 @@ class Bar:
     high: float | None = None
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A point of a scatter chart; those with `is_best` are joined by a line, and named."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+    is_best: bool = False
+
+
 def bar_chart(bars: Sequence[Bar], name: str) -> Markup:
     """Horizontal bars, the first on top, as an inline <svg>; `name` must be unique in the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
-        figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(bars) + 0.1), layout="constrained")
-        axes = figure.add_subplot()
+    def draw(axes: Any) -> None:
         for row, bar in enumerate(bars):
             axes.barh(row, bar.value, height=0.62, color=bar.colour)
             end = bar.value
@@ -63,6 +70,53 @@ def bar_chart(bars: Sequence[Bar], name: str) -> Markup:
         axes.tick_params(length=0)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.spines["left"].set_color(LINE)
+
+    return draw_chart(draw, name, ROW_INCHES * len(bars) + 0.1, WIDTH_INCHES)
+
+
+def scatter_chart(spots: Sequence[Spot], across: str, up: str, name: str) -> Markup:
+    """Points over two axes of that text as an inline <svg>; `name` must be unique in the page."""
+
+    def draw(axes: Any) -> None:
+        best = sorted((spot for spot in spots if spot.is_best), key=lambda spot: spot.x)
+        axes.plot([spot.x for spot in best], [spot.y for spot in best], color=LINE, linewidth=1.5, zorder=1)
+        for spot in spots:
+            edge = {"markeredgecolor": TEXT} if spot.is_best else {"markeredgewidth": 0}
+            axes.plot(spot.x, spot.y, "o", color=spot.colour, markersize=6, **edge)
+        middle = sum(axes.get_xlim()) / 2
+        for spot in best:
+            left = spot.x > middle
+            axes.annotate(_short(spot.label), (spot.x, spot.y), (-6 if left else 6, 5), textcoords="offset points",
+                          ha="right" if left else "left", fontsize=7.5, color=TEXT, parse_math=False)  # fmt: skip
+        axes.margins(0.12, 0.15)
+        label_axes(axes, across, up)
+
+    return draw_chart(draw, name, 3.3, WIDTH_INCHES)
+
+
+def label_axes(axes: Any, across: str, up: str) -> None:
+    """Texts and lines in the page's colours, and two sides of the frame only."""
+    axes.set_xlabel(across, color=TEXT)
+    axes.set_ylabel(up, color=TEXT)
+    axes.tick_params(colors=TEXT, which="both", labelsize=7.5)
+    for side in axes.spines.values():
+        side.set_color(LINE)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_chart(draw: Callable[[Any], None], name: str, height_inches: float, width_inches: float) -> Markup:
+    """What a function draws on axes, as an inline <svg>; `name` must be unique in the page."""
+    return draw_figure(lambda figure: draw(figure.add_subplot()), name, height_inches, width_inches)
+
+
+def draw_figure(draw: Callable[[Any], None], name: str, height_inches: float, width_inches: float) -> Markup:
+    """What a function draws on an empty figure, as an inline <svg>; `name` must be unique in the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
+        figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+        draw(figure)
         return inline(figure)
 
 

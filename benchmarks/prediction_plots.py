@@ -12,13 +12,14 @@ from ..hardware import Cost, Prediction, Profile
 from ..hardware.costs import LEVELS
 from ..runtime.errors import printable
 from ..runtime.files import atomic_file
-from .plots import COLOURS, FONT_SIZE, LINE, TEXT, inline
+from .plots import COLOURS, TEXT, draw_chart, draw_figure, label_axes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
     from .prediction import Row
 
+WIDTH_INCHES = 6.2
 MAX_BARS = 24
 LEVEL_LABELS = dict(
     zip(LEVELS, ("arithmetic", "instructions", "memory on the chip", "DRAM", "idle power x time"), strict=True)
@@ -47,7 +48,7 @@ def roofline(profile: Profile, costs: dict[str, Cost], name: str) -> Markup:
             place = operations / found.dram_bytes.sum(), operations / found.seconds / 1e12
             axes.plot(*place, marker, color=TEXT, markersize=6, label=component.replace("_", " "))
         axes.set(xscale="log", yscale="log")
-        _label(axes, "operations per byte of DRAM", "TOPS")
+        label_axes(axes, "operations per byte of DRAM", "TOPS")
         axes.legend(fontsize=7.5, frameon=False, labelcolor=TEXT, loc="lower right")
 
     return _plot(draw, name, 3.3)
@@ -67,7 +68,7 @@ def energy_by_level(predictions: Sequence[Prediction], name: str) -> Markup:
             start += joules
         axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.label}")[:38] for one in shown])
         axes.invert_yaxis()
-        _label(axes, "J per keyframe (modelled)", "")
+        label_axes(axes, "J per keyframe (modelled)", "")
         _legend_above(axes, 3)
 
     return _plot(draw, name, 0.9 + 0.22 * len(shown))
@@ -85,11 +86,11 @@ def by_layer(cost: Cost, name: str) -> Markup:
     def draw(figure: Any) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True)
         _stack(top, energy, [COLOURS[KIND_COLOURS[kind]] for kind in energy])
-        _label(top, "", "mJ")
+        label_axes(top, "", "mJ")
         _stack(bottom, moved, COLOURS[3:])
-        _label(bottom, f"layers in their order, {count / (bins[-1] + 1):.0f} at a time", "MB of DRAM")
+        label_axes(bottom, f"layers in their order, {count / (bins[-1] + 1):.0f} at a time", "MB of DRAM")
 
-    return _figure(draw, name, 4.2)
+    return draw_figure(draw, name, 4.2, WIDTH_INCHES)
 
 
 def _stack(axes: Any, parts: dict[str, Any], colours: Sequence[str]) -> None:
@@ -115,7 +116,7 @@ def traffic(predictions: Sequence[Prediction], name: str) -> Markup:
         axes.barh(range(len(shown)), values, color=COLOURS[3], height=0.7)
         axes.set_yticks(range(len(shown)), [printable(f"{one.device} {one.label}")[:38] for one in shown])
         axes.invert_yaxis()
-        _label(axes, "GB of DRAM per keyframe (modelled)", "")
+        label_axes(axes, "GB of DRAM per keyframe (modelled)", "")
 
     return _plot(draw, name, 0.8 + 0.22 * len(shown))
 
@@ -139,7 +140,7 @@ def pareto(predictions: Sequence[Prediction], name: str) -> Markup:
             place = (one.frames_per_second, one.joules_per_frame)
             axes.annotate(str(number), place, (-4, -10), textcoords="offset points", fontsize=8, color=TEXT)
         axes.set(xscale="log", yscale="log")
-        _label(axes, "frames per second", "J per frame (modelled)")
+        label_axes(axes, "frames per second", "J per frame (modelled)")
         axes.legend(fontsize=7.5, frameon=False, labelcolor=TEXT)
 
     return _plot(draw, name, 3.6)
@@ -180,24 +181,5 @@ def _level_joules(one: Prediction, level: str) -> float:
     return sum(each.energy_by_level_joules[level] * each.calls_per_keyframe for each in components)
 
 
-def _label(axes: Any, across: str, up: str) -> None:
-    axes.set_xlabel(across, color=TEXT)
-    axes.set_ylabel(up, color=TEXT)
-    axes.tick_params(colors=TEXT, which="both", labelsize=7.5)
-    for side in axes.spines.values():
-        side.set_color(LINE)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _plot(draw: Callable[[Any], None], name: str, height_inches: float) -> Markup:
-    return _figure(lambda figure: draw(figure.add_subplot()), name, height_inches)
-
-
-def _figure(draw: Callable[[Any], None], name: str, height_inches: float) -> Markup:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
-        figure = Figure(figsize=(6.2, height_inches), layout="constrained")
-        draw(figure)
-        return inline(figure)
+    return draw_chart(draw, name, height_inches, WIDTH_INCHES)

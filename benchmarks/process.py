@@ -53,11 +53,11 @@ def measure_bundle(
     work: Path,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> BundleResult:
-    """Measure one bundle in a fresh process, which leaves `keyframes.npy` and `strip.npy` in the folder `work`.
+    """Measure one bundle in a fresh process, which leaves its pictures in the folder `work`, uint8 RGB.
 
-    Both hold uint8 RGB of shape (pictures, height, width, 3): the given picture and each painted keyframe that
-    was shown, and frames spread evenly over the zoom. Raises what the process raised; when interrupted, the
-    process ends before this returns.
+    `keyframes.npy` and `strip.npy` are of shape (pictures, height, width, 3): the given picture and each painted
+    keyframe that was shown, and frames spread evenly over the zoom; `film.raw` has all frames. Raises what the process
+    raised; when interrupted, the process ends before this returns.
     """
     command = [sys.executable, "-m", "outzoom.benchmarks.measure", str(bundle), "--work", str(work)]
     command += ["--settings", to_json(settings).decode(), "--spawned-at", repr(time.monotonic())]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from numpy.typing import NDArray
 from ..runtime.files import atomic_file
 from .pages import render
 from .plots import COLOURS, Bar, bar_chart
+from .report_parts import Chart, digits, first_border_psnr_db, mb, seconds, similarity, smaller
 from .results import BundleResult, Executed, Latency, Results
+from .roofline import roofline_chart
 from .settings import MIN_RUNS
+from .trade_offs import trade_off_charts
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
+    pass
 
 TEMPLATE = "report.html"
-MAX_PICTURE_PX = 256  # larger frames are shown smaller: strip.png holds them in full
 BUSY_CPU_FRACTION = 0.1
 COMPONENT_LABELS = {
     "text_encoder": "Text encoder",
@@ -36,6 +39,7 @@ COMPONENT_LABELS = {
 }
 
 Strips = Mapping[str, NDArray[np.uint8]]  # by bundle; uint8 RGB (frames, height, width, 3)
+Clips = Mapping[str, str]  # by bundle; data URIs of its zoom
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A plot, and all that it shows in words for those who cannot see it."""
-
-    title: str
-    svg: Markup
-    alt: str
-
-
-@dataclass(frozen=True)
 class ExecutedRow:
     """What the engine of a bundle's component computes in, and its time over that of the fp16 bundle."""
 
@@ -67,18 +62,19 @@ class ExecutedRow:
     ratio: float | None
 
 
-def write_report(results: Results, strips: Strips, path: Path) -> None:
+def write_report(results: Results, strips: Strips, path: Path, clips: Clips = MappingProxyType({})) -> None:
     """Write the page, atomically."""
     with atomic_file(path) as partial:
-        partial.write_text(render_report(results, strips), "utf-8")
+        partial.write_text(render_report(results, strips, clips), "utf-8")
 
 
-def render_report(results: Results, strips: Strips) -> str:
+def render_report(results: Results, strips: Strips, clips: Clips = MappingProxyType({})) -> str:
     """The page as HTML. Names and texts from bundles and the command line are escaped."""
     filters: dict[str, Callable[..., Any]] = {
         "digits": digits, "mb": mb, "seconds": seconds, "similarity": similarity, "png": png_data_uri,
     }  # fmt: skip
     settings, labels = results.settings, _component_labels(results)
+    colours = dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True))
     return render(
         TEMPLATE,
         filters,
@@ -87,51 +83,27 @@ def render_report(results: Results, strips: Strips) -> str:
         machine=results.machine,
         warnings=_warnings(results),
         findings=_findings(results.bundles),
-        colours=dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True)),
+        colours=colours,
+        trade_offs=trade_off_charts(results.bundles, colours),
+        roofline=roofline_chart(results, colours),
         references={bundle.name: bundle for bundle in results.bundles},
         component_labels=labels,
         executed=_executed(results, labels),
         component_charts=[_component_chart(results, name, label) for name, label in labels.items()],
         charts=_bundle_charts(results),
         strips=strips,
+        clips=clips,
         min_runs=MIN_RUNS,
         passes=settings.painting.steps * (2 if settings.painting.guidance > 1 else 1),
     )
 
 
-def digits(value: float) -> str:
-    """A number with three significant digits, and a comma at the thousands."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{places}f}"
-
-
-def mb(size_bytes: float) -> str:
-    """Bytes as megabytes (10^6)."""
-    return digits(size_bytes / 1e6)
-
-
-def seconds(milliseconds: float) -> str:
-    """Milliseconds as seconds."""
-    return digits(milliseconds / 1e3)
-
-
-def similarity(ssim: float) -> str:
-    """SSIM with four decimals, and 1 only for equal pictures."""
-    if ssim == 1:
-        return "1"
-    return f"{ssim:.4f}" if ssim < 0.99995 else ">0.9999"
-
-
 def png_data_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture (height, width, 3), at most MAX_PICTURE_PX a side, as a data URI."""
+    """A picture (height, width, 3), shown smaller, as a data URI."""
     from PIL import Image
 
-    image = Image.fromarray(picture)
-    image.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    Image.fromarray(smaller(picture)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -168,8 +140,8 @@ def _findings(bundles: Sequence[BundleResult]) -> list[Finding]:
     ]
     compared = [bundle for bundle in bundles if bundle.quality and bundle.recipe != "fp32"]
     if compared:
-        nearest = max(compared, key=_first_border_psnr_db)
-        value = _first_border_psnr_db(nearest)
+        nearest = max(compared, key=first_border_psnr_db)
+        value = first_border_psnr_db(nearest)
         text = f"{value:.1f} dB" if math.isfinite(value) else "identical"
         findings.append(Finding("Nearest to fp32", text, nearest.name, "border PSNR of the first keyframe"))
     return findings
@@ -184,13 +156,6 @@ def _speed_remark(quickest: Sequence[BundleResult]) -> str:
         return ""
     ratio = others[0].zoom.keyframe.median_ms / first.zoom.keyframe.median_ms
     return f"{ratio:.2f} times as fast as the next, {others[0].name}"
-
-
-def _first_border_psnr_db(bundle: BundleResult) -> float:
-    if not bundle.quality:
-        return -math.inf
-    value = bundle.quality[0].border_psnr_db
-    return math.inf if value is None else value
 
 
 def _executed(results: Results, components: Iterable[str]) -> dict[str, list[ExecutedRow]]:
@@ -240,9 +205,9 @@ def _bundle_charts(results: Results) -> list[Chart]:
         _chart(results, "Size on disk", lambda bundle: bundle.size_bytes / 1e6, "MB"),
         _chart(results, "Zoom, end to end", lambda bundle: bundle.zoom.frames_per_second, "frames/s"),
     ]
-    compared = [bundle for bundle in results.bundles if math.isfinite(_first_border_psnr_db(bundle))]
+    compared = [bundle for bundle in results.bundles if math.isfinite(first_border_psnr_db(bundle))]
     if compared:
-        charts.append(_chart(results, "Border PSNR against fp32", _first_border_psnr_db, "dB"))
+        charts.append(_chart(results, "Border PSNR against fp32", first_border_psnr_db, "dB"))
     return charts
 
 

@@ -14,6 +14,7 @@ from ..runtime.files import atomic_file
 from .settings import BenchSettings, from_json, to_json
 
 SCHEMA_VERSION = 1
+MIN_FOR_INTERVAL = 5
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -36,9 +37,19 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 def ratio_of(samples_ms: Sequence[float], reference_ms: Sequence[float]) -> dict[str, float]:
-    """Of the ratios of timings taken in the same rounds: median, 10th and 90th percentile."""
-    values = np.percentile(np.divide(samples_ms, reference_ms), (50, 10, 90)).round(4).tolist()
-    return dict(zip(("median", "p10", "p90"), values, strict=True))
+    """Of the ratios of timings taken in the same rounds: median, 10th and 90th percentile.
+
+    From MIN_FOR_INTERVAL rounds on also the median's 95% confidence interval, `low` and `high`: the percentile
+    bootstrap (Efron and Tibshirani 1993, chapter 13).
+    """
+    ratios = np.divide(samples_ms, reference_ms)
+    found = dict(zip(("median", "p10", "p90"), np.percentile(ratios, (50, 10, 90)).round(4).tolist(), strict=True))
+    if len(ratios) >= MIN_FOR_INTERVAL:
+        from scipy.stats import bootstrap
+
+        interval = bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        found |= {"low": round(float(interval.low), 4), "high": round(float(interval.high), 4)}
+    return found
 
 
 class Executed(msgspec.Struct, frozen=True):
@@ -54,6 +65,13 @@ class Executed(msgspec.Struct, frozen=True):
     unmet: tuple[str, ...]
 
 
+class Work(msgspec.Struct, frozen=True):
+    """What one run of an engine has to do, counted in its graph; see roofline.py."""
+
+    macs: int
+    moved_bytes: int  # if each layer reads its operands once, and writes its output once
+
+
 class ComponentResult(msgspec.Struct, frozen=True):
     """One engine, run alone. `first_run_ms` is the first run after loading, which may still allocate memory."""
 
@@ -64,6 +82,7 @@ class ComponentResult(msgspec.Struct, frozen=True):
     first_run_ms: float
     latency: Latency
     executed: Executed | None = None  # None: it can't be told
+    work: Work | None = None  # None: its graph can't be read with the packages that are installed
 
 
 class OpenResult(msgspec.Struct, frozen=True):
@@ -170,6 +189,13 @@ class Machine(msgspec.Struct, frozen=True):
     warning: str | None  # that it was busy
 
 
+class Roofs(msgspec.Struct, frozen=True):
+    """The most that the machine can do, as `outzoom devices --calibrate` measured it."""
+
+    bandwidth_gb_per_s: float
+    peak_tops: dict[str, float]  # by data type
+
+
 class Results(msgspec.Struct, frozen=True):
     """The contents of `results.json`."""
 
@@ -182,6 +208,7 @@ class Results(msgspec.Struct, frozen=True):
     machine: Machine
     runtime_import: RuntimeImport
     bundles: tuple[BundleResult, ...]
+    roofs: Roofs | None = None  # None: the machine was not calibrated
 
 
 def results_as_dict(results: Results) -> dict[str, Any]:

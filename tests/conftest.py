@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import outzoom.runtime as runtime
 
 ROOT = Path(runtime.__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 sys.path.insert(0, str(ROOT / "models"))  # scenes.py is a script's module, not the package's
 
 
@@ -139,3 +142,22 @@ def picture() -> np.ndarray:
     import scenes
 
     return scenes.render("meadow", 900_001, scenes.Window(), 128)[0]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, without a window, if this machine has one."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def committed() -> Path:
+    """The folder of the results that are committed."""
+    return ROOT / "benchmarks" / "results"

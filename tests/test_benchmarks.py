@@ -389,13 +389,17 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.words: list[str] = []
+        self.script = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if self.tags and self.tags[-1][0] == "script":
+            self.script += data
+        else:
+            self.words.append(data)
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -415,8 +419,8 @@ def test_the_page_needs_nothing_from_outside(outcome: Outcome) -> None:
     loads = {"src", "srcset", "href", "xlink:href", "data", "action", "formaction", "poster", "background", "ping"}
     for _, attributes in page.tags:
         for name in loads & attributes.keys():
-            assert attributes[name].startswith(("data:image/png;base64,", "#"))
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+            assert attributes[name].startswith(("data:image/png;base64,", "data:video/mp4;base64,", "#"))
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     assert "@import" not in outcome.page
     assert set(re.findall(r"url\((.)", outcome.page)) <= {"#"}
     assert "://" not in outcome.page
@@ -428,8 +432,10 @@ def test_every_picture_and_plot_has_a_text_in_its_place(outcome: Outcome) -> Non
     assert len(images) == 3 * 5
     assert len({image["alt"] for image in images}) == len(images)
     plots = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(plots) == len(page.all("svg")) >= 4 + 5
-    assert all("openvino-cpu-fp32: " in plot["aria-label"] for plot in plots[:9])
+    assert len(plots) == len(page.all("svg")) >= 4 + 1 + 5
+    assert all("openvino-cpu-fp32" in plot["aria-label"] for plot in plots)
+    films = page.all("video")
+    assert [film["aria-label"].partition(":")[0] for film in films] == [b.name for b in outcome.results.bundles]
 
 
 def test_ids_are_unique_in_the_page(outcome: Outcome) -> None:
@@ -458,7 +464,7 @@ def test_everything_that_a_bundle_says_of_itself_is_text(outcome: Outcome) -> No
     settings = quick(outcome.settings.picture, prompt=attack)
     results = msgspec.structs.replace(outcome.results, bundles=(hostile,), settings=settings, command=attack)
     page = Page(render(outcome, results))
-    assert not page.all("script")
+    assert "alert" not in page.script
     assert page.text.count(attack) > 8
 
 

@@ -1,6 +1,5 @@
 """The live zoom's page in a real browser, if this machine has one: what a person sees and does."""
 
-import shutil
 import time
 
 import numpy as np
@@ -8,21 +7,6 @@ import pytest
 
 from outzoom.runtime import LiveZoom, Motion, Painting, open_bundle
 from outzoom.runtime.live_server import LiveServer
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

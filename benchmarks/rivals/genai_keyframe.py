@@ -7,11 +7,6 @@ BUNDLE is one built with --interop, or what optimum-cli exports; the tokenizer t
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +14,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 import openvino_tokenizers
-from harness import peak_rss_bytes
+from harness import keyframe_arguments, serve_keyframes
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -40,32 +35,22 @@ def with_tokenizer(model: Path, folder: Path) -> Path:
 
 def main() -> None:
     """Load the pipeline, then serve."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "picture", "mask", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--guidance", type=float, required=True)
-    args = parser.parse_args()
-
-    started = time.perf_counter()
+    args = keyframe_arguments(__doc__)
     with TemporaryDirectory() as scratch:
         pipeline = openvino_genai.InpaintingPipeline(with_tokenizer(args.model, Path(scratch)))
         picture, mask = (np.asarray(Image.open(file).convert("RGB"))[None] for file in (args.picture, args.mask))
         _, height, width, _ = picture.shape
         pipeline.reshape(1, height, width, args.guidance)
         pipeline.compile("CPU")
-    packages = {name: version(name) for name in ("openvino", "openvino-genai", "openvino-tokenizers")}
-    print(json.dumps({"load_seconds": round(time.perf_counter() - started, 2), "packages": packages}), flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
+
+    def paint() -> Image.Image:
         made = pipeline.generate(
             args.prompt, ov.Tensor(picture), ov.Tensor(mask), num_inference_steps=args.steps,
             guidance_scale=args.guidance, width=width, height=height, strength=1.0,
         )  # fmt: skip
-        seconds = time.perf_counter() - started
-        Image.fromarray(made.data[0]).save(args.out)
-        print(json.dumps({"seconds": round(seconds, 3), "peak_rss_bytes": peak_rss_bytes()}), flush=True)
+        return Image.fromarray(made.data[0])
+
+    serve_keyframes(paint, ("openvino", "openvino-genai", "openvino-tokenizers"), args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the rivals' scripts share: the arguments, the calibration feeds, and the line that tells how it went.
+"""What the rivals' scripts share: arguments, calibration feeds, the line that tells how it went, painting in turn.
 
 They run in environments that do not have outzoom.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,31 @@ def report(model: str, packages: list[str], **more: Any) -> None:
         "packages": {package: version(package) for package in packages},
     }
     print(json.dumps({**made, **more}))
+
+
+def keyframe_arguments(description: str | None, **more: str) -> argparse.Namespace:
+    """The command line of a script that paints keyframes; `more` are arguments of its own, with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "picture", "mask", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--guidance", type=float, required=True)
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", default=default)
+    return parser.parse_args()
+
+
+def serve_keyframes(paint: Callable[[], Any], packages: Sequence[str], out: Path) -> None:
+    """Say that all is loaded, then paint and keep a picture (of Pillow) for each line that comes in."""
+    ready = {
+        "load_seconds": round(time.monotonic() - STARTED, 2),
+        "packages": {name: version(name) for name in packages},
+    }
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        made = paint()
+        seconds = time.perf_counter() - started
+        made.save(out)
+        print(json.dumps({"seconds": round(seconds, 3), "peak_rss_bytes": peak_rss_bytes()}), flush=True)
