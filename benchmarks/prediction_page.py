@@ -12,7 +12,7 @@ from ..hardware.traffic import __doc__ as traffic_rule
 from ..runtime.files import atomic_file
 from .pages import render
 from .prediction_plots import by_layer, energy_by_level, pareto, roofline, traffic
-from .report import digits
+from .report_parts import digits
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -32,7 +32,7 @@ from outzoom.benchmarks import (
 from outzoom.benchmarks.bench import reference_of, unique_names
 from outzoom.benchmarks.machine import busy_warning, describe_machine
 from outzoom.benchmarks.measure import with_executed
-from outzoom.benchmarks.report import digits, similarity
+from outzoom.benchmarks.report_parts import digits, similarity
 from outzoom.benchmarks.results import Executed, Latency
 from outzoom.runtime import (
     Inpainting,
