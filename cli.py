@@ -314,11 +314,14 @@ def bench(
     drift: Annotated[
         int | None, typer.Option(metavar="N", help="also zoom out over N keyframes, 20 or more; write drift.json")
     ] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="RESULTS", help="settings of another results.json, but for those given here")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bundles on this machine: speed, memory, size, quality; write results.json and report.html."""
     try:
-        from .benchmarks import BenchSettings, results_as_dict, run_bench
+        from .benchmarks import BenchSettings, read_results, results_as_dict, run_bench
         from .benchmarks.bench import bench_more, check_more
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
@@ -334,7 +337,8 @@ def bench(
         "image": image, "prompt": prompt, "seconds": seconds, "steps": steps, "guidance": guidance, "runs": runs,
         "seed": seed,
     }  # fmt: skip
-    settings = replace(BenchSettings(), **{name: value for name, value in given.items() if value is not None})
+    scenario = read_results(like).settings if like else BenchSettings()
+    settings = replace(scenario, **{name: value for name, value in given.items() if value is not None})
     check_more(video, drift)
     with progress_bars() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from ..runtime.machine import cpu, read_text
+from ..runtime.sensors import temperature_celsius
 from .results import Machine
 
 PACKAGES = ("outzoom", "numpy", "pillow", "tokenizers", "onnxruntime", "openvino", "scikit-image")
@@ -40,6 +41,8 @@ def describe_machine() -> Machine:
         packages=_versions(),
         environment={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         warning=busy_warning(load, usable_cores),
+        clock_mhz=_clock_mhz(),
+        temperature_celsius=temperature_celsius(),
     )
 
 
@@ -51,6 +54,17 @@ def busy_warning(load: float, cores: int) -> str | None:
         f"The machine was busy when the benchmark began: load average {load:.2f} on {cores} cores. "
         "Timings are too long and their ratios unreliable."
     )
+
+
+def _clock_mhz() -> float | None:
+    """Of the cores in the mean, now."""
+    import psutil
+
+    try:
+        found = psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):  # some systems do not tell
+        return None
+    return round(float(found.current), 1) if found and found.current else None
 
 
 def _usable_cores() -> int:

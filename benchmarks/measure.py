@@ -27,6 +27,7 @@ from ..runtime.errors import printable
 from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
 from ..runtime.schedulers import default_scheduler
+from ..runtime.sensors import temperature_celsius
 from ..runtime.shapes import dimensions, resolve
 from .process import Done, Failed, Message, Progress
 from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult
@@ -71,6 +72,7 @@ def measure(
         memory=MemoryResult(rss_after_import_bytes, rss_after_open_bytes, peak_rss_bytes()),
         other_cpu_fraction=cpu.of_others(),
         warnings=tuple(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
+        temperature_celsius=temperature_celsius(),
     )
     report("what the engines compute in")
     return with_executed(result, zoom.inpainting)

@@ -102,13 +102,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--keep-calibration", action="store_true", help="use the one that there is")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=PASSES, help="over all layers, and over all components")
     given = parser.parse_args()
     machine = describe_machine()
     rows: list[Row] = []
     layer_count = 0
     if given.bundles:
-        host = read_profile("host") if given.keep_calibration else _calibrated()
-        rows = rows_of(given.bundles, host, given.runs)
+        host = read_profile("host") if given.keep_calibration else _calibrated(given.passes)
+        rows = rows_of(given.bundles, host, given.runs, given.passes)
         layer_count = sum(len(points) for table in host.measured.values() for points in table.values())
     published = published_rows()
     result = PredictionResult(
@@ -130,14 +131,14 @@ def main() -> None:
         print(f"mean absolute error {result.mean_absolute_error:.1%}")
 
 
-def _calibrated() -> Profile:
+def _calibrated(passes: int) -> Profile:
     """The running machine, measured now; `outzoom predict --device host` then has it, too."""
-    host = calibrate(lambda text: print(f"calibrate: {text}", file=sys.stderr))
+    host = calibrate(lambda text: print(f"calibrate: {text}", file=sys.stderr), passes)
     write_host(host)
     return host
 
 
-def rows_of(paths: Sequence[Path], host: Profile, runs: int) -> list[Row]:
+def rows_of(paths: Sequence[Path], host: Profile, runs: int, passes: int = PASSES) -> list[Row]:
     """Every component of the bundles, predicted before it is timed; then timed in passes, minutes apart."""
     opened = [open_manifest(path, verify=False) for path in paths]
     costs = {
@@ -146,7 +147,7 @@ def rows_of(paths: Sequence[Path], host: Profile, runs: int) -> list[Row]:
     }  # fmt: skip
     fastest: dict[tuple[str, str], float] = {}
     measured: dict[tuple[str, str], Latency] = {}
-    for _ in range(PASSES):
+    for _ in range(passes):
         for bundle in opened:
             inpainting = Inpainting(bundle)
             for name in bundle.manifest.components:

@@ -130,6 +130,22 @@ def demo_bench(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def demo_repeat(result: dict[str, Any]) -> str:
+    """How far runs of one scenario lie apart; from outzoom.benchmarks.repeat."""
+    machine, loads = result["machine"], ", ".join(f"{load:.1f}" for load in result["load_averages"])
+    lines = [
+        f"{len(result['created_utc'])} runs; {machine['cpu_model']}, {machine['usable_cores']} cores, load average "
+        f"{loads} before; the largest over the smallest, less 1:",
+        "",
+        "| bundle | a keyframe | frames per second | opened after start | peak memory | UNet alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    figures = ("keyframe_ms", "frames_per_second", "open_ms", "peak_rss_bytes", "unet_ms")
+    for name, bundle in result["bundles"].items():
+        lines.append(_row([name, *(f"{bundle[figure]['spread']:.0%}" for figure in figures)]))
+    return "\n".join(lines)
+
+
 def full_size(result: dict[str, Any]) -> str:
     """What the full-size model costs to build and to run; from outzoom.benchmarks.full_size."""
     lines = [
@@ -501,6 +517,10 @@ PAGES: dict[str, Sections] = {
     "docs/devices.md": {
         "targets": ("targets.json", targets),
         "full-size-targets": ("full-size-targets.json", targets),
+    },
+    "docs/benchmarks.md": {
+        "demo-keyframe": ("demo-keyframe.json", keyframe),
+        "demo-repeat": ("demo-repeat.json", demo_repeat),
     },
     "docs/tensorrt.md": {
         "tensorrt-demo": ("tensorrt-demo.json", tensorrt),

@@ -160,6 +160,7 @@ class BundleResult(msgspec.Struct, frozen=True):
     seam_ratios: tuple[float | None, ...] = ()  # of each painted keyframe; None: the picture is flat
     reference: str | None = None
     quality: tuple[KeyframeQuality, ...] | None = None
+    temperature_celsius: float | None = None  # at its end
 
 
 class RuntimeImport(msgspec.Struct, frozen=True):
@@ -187,6 +188,8 @@ class Machine(msgspec.Struct, frozen=True):
     packages: dict[str, str]
     environment: dict[str, str]  # variables that change how many threads there are
     warning: str | None  # that it was busy
+    clock_mhz: float | None = None  # None: not readable
+    temperature_celsius: float | None = None  # of the hottest thermal zone; None: not readable
 
 
 class Roofs(msgspec.Struct, frozen=True):

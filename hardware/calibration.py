@@ -52,8 +52,8 @@ class Timed:
     seconds: float
 
 
-def calibrate(progress: Progress = lambda text: None) -> Profile:
-    """The running machine as the profile `host`; takes minutes. Raises MissingPackageError where there is no engine."""
+def calibrate(progress: Progress = lambda text: None, passes: int = PASSES) -> Profile:
+    """The running machine as the profile `host`; a pass takes a minute or two. Raises MissingPackageError where there is no engine."""
     asked = {
         (target, data_type): _Chains(target, data_type, compute)
         for target, variants in VARIANTS.items() if _is_installed(target)
@@ -61,9 +61,9 @@ def calibrate(progress: Progress = lambda text: None) -> Profile:
     }  # fmt: skip
     if not asked:
         raise MissingPackageError("onnxruntime", "onnxruntime", "calibrating")
-    for number in range(PASSES):
+    for number in range(passes):
         for (target, data_type), chains in asked.items():
-            progress(f"{target}, {data_type}, pass {number + 1} of {PASSES}")
+            progress(f"{target}, {data_type}, pass {number + 1} of {passes}")
             chains.time_all()
     measured: dict[str, dict[DataType, tuple[Point, ...]]] = {}
     for (target, data_type), chains in asked.items():

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from outzoom.benchmarks.compare import compare
+from outzoom.benchmarks.repeat import repeated
 from outzoom.benchmarks.results import Latency, Results, read_results, write_results
 from outzoom.cli import run
 from outzoom.runtime import UserError
@@ -98,3 +99,30 @@ def test_the_exit_code_says_whether_anything_got_worse(results, tmp_path, capsys
 def test_what_can_not_be_compared_is_a_mistake_of_the_users(arguments, capsys):
     assert run(["bench", *arguments]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_published_schema_is_that_of_the_results(results):
+    from outzoom.benchmarks.schema import FILE, results_schema
+
+    assert json.loads(FILE.read_text("utf-8")) == results_schema(), "run python -m outzoom.benchmarks.schema"
+    stored = json.loads(COMMITTED.read_text("utf-8"))
+    known = results_schema()["$defs"]
+    assert stored.keys() <= known["Results"]["properties"].keys()
+    assert set(known["Results"]["required"]) <= stored.keys()
+    for bundle in stored["bundles"]:
+        assert bundle.keys() <= known["BundleResult"]["properties"].keys()
+
+
+def test_runs_of_one_scenario_lie_apart_by_the_largest_over_the_smallest(results):
+    slower = with_keyframe(results, median_ms=results.bundles[0].zoom.keyframe.median_ms * 1.25)
+    found = repeated([results, slower, results]).bundles[results.bundles[0].name]
+    assert found["keyframe_ms"].spread == pytest.approx(0.25)
+    assert len(found["keyframe_ms"].values) == 3
+    assert found["peak_rss_bytes"].spread == 0
+
+
+def test_runs_of_other_scenarios_are_not_compared(results):
+    other = msgspec.structs.replace(results, bundles=results.bundles[1:])
+    with pytest.raises(UserError, match="another scenario") as error:
+        repeated([results, other])
+    assert "--like" in error.value.hint

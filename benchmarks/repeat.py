@@ -1,0 +1,88 @@
+"""How far runs of one scenario lie apart.
+
+    python -m outzoom.benchmarks.repeat RESULTS.json RESULTS.json ... --out SPREAD.json
+
+The files are of `outzoom bench`, the second and later ones with `--like` the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..runtime.errors import OutzoomError, UserError, printable
+from ..runtime.files import atomic_file
+from .results import BundleResult, Machine, Results, read_results
+
+FIGURES: dict[str, Callable[[BundleResult], float]] = {
+    "keyframe_ms": lambda bundle: bundle.zoom.keyframe.median_ms,
+    "frames_per_second": lambda bundle: bundle.zoom.frames_per_second,
+    "open_ms": lambda bundle: bundle.open.from_process_start_ms,
+    "peak_rss_bytes": lambda bundle: bundle.memory.peak_rss_bytes,
+    "unet_ms": lambda bundle: bundle.components["unet"].latency.median_ms,
+}
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A figure in each run; `spread` is the largest over the smallest, less 1."""
+
+    values: tuple[float, ...]
+    spread: float
+
+
+class Repeated(msgspec.Struct, frozen=True):
+    """The contents of the result file; figures by bundle, loads of the machine before each run."""
+
+    created_utc: tuple[str, ...]
+    machine: Machine
+    load_averages: tuple[float, ...]
+    bundles: dict[str, dict[str, Spread]]
+
+
+def repeated(runs: Sequence[Results]) -> Repeated:
+    """The spread of every figure of every bundle. Raises UserError if the runs are not of one scenario."""
+    first = runs[0]
+    names = [bundle.name for bundle in first.bundles]
+    for run in runs[1:]:
+        scenario = run.settings, run.picture_sha256, [bundle.name for bundle in run.bundles]
+        if scenario != (first.settings, first.picture_sha256, names):
+            raise UserError(
+                f"the run of {run.created_utc} is of another scenario than that of {first.created_utc}",
+                hint="outzoom bench --like FIRST with the same bundles",
+            )
+    bundles = {
+        name: {figure: _spread([float(value(run.bundles[i])) for run in runs]) for figure, value in FIGURES.items()}
+        for i, name in enumerate(names)
+    }
+    loads = tuple(run.machine.load_average_1min for run in runs)
+    return Repeated(tuple(run.created_utc for run in runs), first.machine, loads, bundles)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(tuple(values), round(max(values) / min(values) - 1, 4))
+
+
+def main() -> int:
+    """Read, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RESULTS.json")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        found = repeated([read_results(file) for file in args.runs])
+    except OutzoomError as error:
+        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
+        return error.exit_code
+    with atomic_file(args.out) as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    for name, figures in found.bundles.items():
+        print(name, *(f"{figure} {one.spread:.0%}" for figure, one in figures.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
