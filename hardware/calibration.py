@@ -53,7 +53,10 @@ class Timed:
 
 
 def calibrate(progress: Progress = lambda text: None, passes: int = PASSES) -> Profile:
-    """The running machine as the profile `host`; a pass takes a minute or two. Raises MissingPackageError where there is no engine."""
+    """The running machine as the profile `host`; a pass takes a minute or two.
+
+    Raises MissingPackageError where there is no engine.
+    """
     asked = {
         (target, data_type): _Chains(target, data_type, compute)
         for target, variants in VARIANTS.items() if _is_installed(target)
