@@ -308,6 +308,19 @@ def bench(
     guidance: Annotated[float | None, typer.Option(metavar="G", help="how strongly the prompt binds; 1: off")] = None,
     runs: Annotated[int | None, typer.Option(metavar="N", help="timed runs of each component")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="same seed, same pictures")] = None,
+    power_model: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="where energy can't be measured: model it for this device, or TOML file"),
+    ] = None,
+    battery_wh: Annotated[
+        float | None, typer.Option("--battery-wh", metavar="WH", help="how long does it last, zooming?")
+    ] = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="rest before the zoom, to measure idle power [3]")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a CLIP that compares the last keyframe with the prompt")
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also surround its centre, compare; write video.json")
     ] = None,
@@ -323,6 +336,7 @@ def bench(
     try:
         from .benchmarks import BenchSettings, read_results, results_as_dict, run_bench
         from .benchmarks.bench import bench_more, check_more
+        from .benchmarks.energy import obstacle
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
@@ -335,11 +349,13 @@ def bench(
         raise UserError("no bundle was named", hint="outzoom bench BUNDLE..., or --compare BEFORE AFTER")
     given: dict[str, Any] = {
         "image": image, "prompt": prompt, "seconds": seconds, "steps": steps, "guidance": guidance, "runs": runs,
-        "seed": seed,
+        "seed": seed, "power_model": power_model, "battery_wh": battery_wh, "idle_seconds": idle_seconds, "clip": clip,
     }  # fmt: skip
     scenario = read_results(like).settings if like else BenchSettings()
     settings = replace(scenario, **{name: value for name, value in given.items() if value is not None})
     check_more(video, drift)
+    if why := obstacle():
+        warn(why)
     with progress_bars() as progress:
         task = progress.add_task("start", total=settings.stage_count(len(bundles)))
 

@@ -31,12 +31,14 @@ from .clip import clip_data_uri
 from .drift import WINDOW, bench_drift
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
-from .quality import SSIM_WINDOW_PX, border_psnr_db, border_ssim, psnr_db, seam_ratio, ssim
+from .prompt_agreement import PromptAgreement, check_clip
+from .quality import SSIM_WINDOW_PX, Mask, Picture, border_psnr_db, border_ssim, ms_ssim, psnr_db, seam_ratio, ssim
 from .report import write_report
-from .results import SCHEMA_VERSION, BundleResult, KeyframeQuality, Results, write_results
+from .results import SCHEMA_VERSION, BundleResult, EnergyResult, KeyframeQuality, Results, write_results
 from .roofline import measured_roofs, with_work
 from .settings import BenchSettings, to_json
 from .video import bench_video
+from .zoom_energy import modelled_energy
 
 PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "psutil": "psutil", "skimage": "scikit-image"}
 MAX_DRIFT_KEYFRAMES = 10_000
@@ -67,13 +69,17 @@ def run_bench(
     """
     settings = settings or BenchSettings()
     _check(bundles, out, settings)
+    named = unique_names(bundles)
+    modelled = {name: modelled_energy(path, settings) for name, path in named.items() if settings.power_model}
     machine = describe_machine()
     on_progress("the runtime's import")
     runtime_import = measure_runtime_import()
     measured = {}
-    for name, path in unique_names(bundles).items():
+    for name, path in named.items():
         measured[name] = _measure(name, path, settings, on_progress)
     on_progress("the report")
+    with_quality = [_with_quality(each, measured, settings) for each in measured.values()]
+    with_energy = [_with_energy(each, modelled) for each in with_quality]
     results = Results(
         schema_version=SCHEMA_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -83,7 +89,7 @@ def run_bench(
         picture_sha256=sha256_of(settings.picture),
         machine=machine,
         runtime_import=runtime_import,
-        bundles=tuple(_with_quality(each, measured, settings) for each in measured.values()),
+        bundles=tuple(_with_prompt_agreement(with_energy, measured, settings)),
         roofs=measured_roofs(),
     )
     strips = {name: each.strip for name, each in measured.items()}
@@ -153,6 +159,8 @@ def _check(bundles: Sequence[Path], out: Path, settings: BenchSettings) -> None:
         if min(size) < SSIM_WINDOW_PX:
             raise UserError(f"'{path}' paints {size[0]}x{size[1]}: SSIM needs {SSIM_WINDOW_PX} pixels a side")
         load_image(settings.picture, size)
+    if settings.clip is not None:
+        check_clip(settings.clip)
     _check_writable(out)
 
 
@@ -195,18 +203,39 @@ def _with_quality(one: Measured, measured: Mapping[str, Measured], settings: Ben
     quality = None
     if reference is not None and reference != result.name:
         triples = zip(settings.keyframe_indices, measured[reference].keyframes, one.keyframes, strict=True)
-        quality = tuple(
-            KeyframeQuality(
-                frame=frame,
-                border_psnr_db=_finite(border_psnr_db(theirs, ours, mask)),
-                border_ssim=border_ssim(theirs, ours, mask),
-                psnr_db=_finite(psnr_db(theirs, ours)),
-                ssim=ssim(theirs, ours),
-            )
-            for frame, theirs, ours in list(triples)[1:]
-        )
+        quality = tuple(_quality(frame, theirs, ours, mask) for frame, theirs, ours in list(triples)[1:])
     seams = tuple(_finite(seam_ratio(picture, mask)) for picture in one.keyframes[1:])
     return msgspec.structs.replace(result, seam_ratios=seams, reference=reference, quality=quality)
+
+
+def _quality(frame: int, reference: Picture, picture: Picture, mask: Mask) -> KeyframeQuality:
+    value, scales = ms_ssim(reference, picture) or (None, None)
+    return KeyframeQuality(
+        frame=frame,
+        border_psnr_db=_finite(border_psnr_db(reference, picture, mask)),
+        border_ssim=border_ssim(reference, picture, mask),
+        psnr_db=_finite(psnr_db(reference, picture)),
+        ssim=ssim(reference, picture),
+        ms_ssim=value,
+        ms_ssim_scales=scales,
+    )
+
+
+def _with_energy(result: BundleResult, modelled: Mapping[str, EnergyResult]) -> BundleResult:
+    """The result with what was modelled, if nothing was measured."""
+    return msgspec.structs.replace(result, energy=result.energy or modelled.get(result.name))
+
+
+def _with_prompt_agreement(
+    results: Sequence[BundleResult], measured: Mapping[str, Measured], settings: BenchSettings
+) -> list[BundleResult]:
+    """The results with how well the last painted keyframe agrees with the prompt, if the settings name a CLIP."""
+    if settings.clip is None:
+        return list(results)
+    clip = PromptAgreement(settings.clip)
+    scores = [clip.of(measured[result.name].keyframes[-1], settings.prompt) for result in results]
+    pairs = zip(results, scores, strict=True)
+    return [msgspec.structs.replace(result, prompt_agreement=round(score, 6)) for result, score in pairs]
 
 
 def reference_of(result: BundleResult, results: Sequence[BundleResult]) -> str | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..runtime.errors import UserError
 from .results import BundleResult, Latency, Results
+from .settings import BenchSettings
 
 Verdict = Literal["better", "worse", "within noise"]
 LEAST_TIME = 0.03  # of a time: less is noise, whatever the ranges say
 LEAST_SIZE = 0.01  # of bytes on disk, which have no noise but that of an engine's version
 LEAST_MEMORY = 0.05  # of peak memory, which depends on when the allocator gives back
+LEAST_ENERGY = 0.05  # of joules: a single zoom's, with whatever else the machine did
 LEAST_DB = 0.5
 
 
@@ -36,9 +38,13 @@ def compare(before: Results, after: Results) -> list[Change]:
     """Every figure of the bundles that both have. Raises UserError where there is none, or the settings differ.
 
     Times differ beyond noise where the ranges from their 10th to their 90th percentile do not meet and the medians
-    differ by 3%; peak memory by 5%, bytes on disk by 1%, PSNR by 0.5 dB.
+    differ by 3%; peak memory by 5%, bytes on disk by 1%, PSNR by 0.5 dB; a keyframe's energy by 5%, if it was measured
+    by the same counter both times.
     """
-    if before.settings != after.settings or before.picture_sha256 != after.picture_sha256:
+    if (
+        _measured_with(before.settings) != _measured_with(after.settings)
+        or before.picture_sha256 != after.picture_sha256
+    ):
         raise UserError(
             "the two results were measured with other settings or another picture",
             hint="run outzoom bench with the same options both times",
@@ -52,6 +58,11 @@ def compare(before: Results, after: Results) -> list[Change]:
             hint="compare results of the same bundles",
         )
     return [change for one, other in pairs for change in _changes(one, other)]
+
+
+def _measured_with(settings: BenchSettings) -> BenchSettings:
+    """The settings without those that say what else to tell, and change no figure that is compared."""
+    return replace(settings, power_model=None, battery_wh=None, clip=None)
 
 
 def machines_differ(before: Results, after: Results) -> bool:
@@ -70,6 +81,9 @@ def _changes(before: BundleResult, after: BundleResult) -> Iterator[Change]:
     peaks = (before.memory.peak_rss_bytes, after.memory.peak_rss_bytes)
     yield _of_numbers(name, "peak_rss_bytes", *peaks, LEAST_MEMORY)
     yield _of_numbers(name, "size_bytes", before.size_bytes, after.size_bytes, LEAST_SIZE)
+    one, other = before.energy, after.energy
+    if one and other and one.is_measured and one.method == other.method:
+        yield _of_numbers(name, "keyframe_joules", one.keyframe_joules, other.keyframe_joules, LEAST_ENERGY)
     if before.quality and after.quality:
         psnr_db = before.quality[0].border_psnr_db, after.quality[0].border_psnr_db
         if psnr_db[0] is not None and psnr_db[1] is not None:

@@ -29,9 +29,11 @@ from ..runtime.machine import peak_rss_bytes
 from ..runtime.schedulers import default_scheduler
 from ..runtime.sensors import temperature_celsius
 from ..runtime.shapes import dimensions, resolve
+from .memory_trace import MemoryTrace
 from .process import Done, Failed, Message, Progress
 from .results import BundleResult, ComponentResult, Latency, MemoryResult, OpenResult, ZoomResult
 from .settings import MIN_RUNS, BenchSettings, from_json, to_json
+from .zoom_energy import ZoomMeter, zoom_meter
 
 Report = Callable[[str], None]
 
@@ -45,15 +47,18 @@ def measure(
     """
     rss_after_import_bytes = rss_bytes()
     cpu = CpuShare()
-    report("open")
-    with warnings.catch_warnings(record=True) as caught:
+    with MemoryTrace(spawned_at) as trace, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PromptTruncatedWarning)
+        heard = trace.hearing(report)
+        heard("open")
         zoom, opened, load_ms = _open(bundle, spawned_at)
         with zoom:
             rss_after_open_bytes = rss_bytes()
-            components = _measure_components(zoom, settings, load_ms, report)
-            zoomed = _measure_zoom(zoom, settings, opened, work, report)
+            components = _measure_components(zoom, settings, load_ms, heard)
+            with zoom_meter(zoom.bundle.manifest.target, settings) as meter:
+                zoomed = _measure_zoom(zoom, settings, opened, work, heard, meter)
     manifest = zoom.bundle.manifest
+    energy = meter.result()
     result = BundleResult(
         name=printable(bundle.name),
         target=manifest.target,
@@ -69,9 +74,15 @@ def measure(
         open=opened,
         components=components,
         zoom=zoomed,
-        memory=MemoryResult(rss_after_import_bytes, rss_after_open_bytes, peak_rss_bytes()),
+        memory=MemoryResult(
+            rss_after_import_bytes, rss_after_open_bytes, peak_rss_bytes(), trace.samples, trace.stages
+        ),
         other_cpu_fraction=cpu.of_others(),
-        warnings=tuple(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
+        warnings=(
+            *(str(w.message) for w in caught if issubclass(w.category, PromptTruncatedWarning)),
+            *([meter.warning] if meter.warning else []),
+        ),
+        energy=energy,
         temperature_celsius=temperature_celsius(),
     )
     report("what the engines compute in")
@@ -150,7 +161,7 @@ def run_alone(engine: Engine, feeds: dict[str, NDArray[Any]], settings: BenchSet
 
 
 def _measure_zoom(
-    zoom: Zoom, settings: BenchSettings, opened: OpenResult, work: Path | None, report: Report
+    zoom: Zoom, settings: BenchSettings, opened: OpenResult, work: Path | None, report: Report, meter: ZoomMeter
 ) -> ZoomResult:
     """Time every frame of the zoom; one that paints a keyframe is told by the steps taken for it."""
     motion = settings.motion
@@ -170,9 +181,11 @@ def _measure_zoom(
         if index % motion.keyframe_every == 1:
             report(f"keyframe {len(painting_ms) + 1} of {motion.painted_count}")
         steps_before = steps_taken
+        meter.frame_begins()
         start = time.monotonic()
         frame = next(frames)
         elapsed_ms = _ms(time.monotonic() - start)
+        meter.frame_ends(is_painted=steps_taken > steps_before)
         (painting_ms if steps_taken > steps_before else between_ms).append(elapsed_ms)
         if index in wanted:
             shown[index] = frame

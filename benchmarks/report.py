@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.files import atomic_file
+from .memory_chart import memory_charts
 from .pages import render
 from .plots import COLOURS, Bar, bar_chart
 from .report_parts import Chart, digits, first_border_psnr_db, mb, seconds, similarity, smaller
@@ -86,6 +87,7 @@ def render_report(results: Results, strips: Strips, clips: Clips = MappingProxyT
         colours=colours,
         trade_offs=trade_off_charts(results.bundles, colours),
         roofline=roofline_chart(results, colours),
+        memory_charts=memory_charts(results.bundles, colours),
         references={bundle.name: bundle for bundle in results.bundles},
         component_labels=labels,
         executed=_executed(results, labels),
@@ -138,6 +140,10 @@ def _findings(bundles: Sequence[BundleResult]) -> list[Finding]:
         Finding("Smallest on disk", f"{mb(smallest.size_bytes)} MB", smallest.name, ""),
         Finding("Least peak memory", f"{mb(leanest.memory.peak_rss_bytes)} MB", leanest.name, ""),
     ]
+    thrifty = min((bundle for bundle in bundles if bundle.energy), key=_keyframe_joules, default=None)
+    if thrifty is not None and thrifty.energy is not None:
+        joules = f"{digits(thrifty.energy.keyframe_joules)} J"
+        findings.append(Finding("Least energy per keyframe", joules, thrifty.name, thrifty.energy.method))
     compared = [bundle for bundle in bundles if bundle.quality and bundle.recipe != "fp32"]
     if compared:
         nearest = max(compared, key=first_border_psnr_db)
@@ -145,6 +151,10 @@ def _findings(bundles: Sequence[BundleResult]) -> list[Finding]:
         text = f"{value:.1f} dB" if math.isfinite(value) else "identical"
         findings.append(Finding("Nearest to fp32", text, nearest.name, "border PSNR of the first keyframe"))
     return findings
+
+
+def _keyframe_joules(bundle: BundleResult) -> float:
+    return bundle.energy.keyframe_joules if bundle.energy else math.nan
 
 
 def _speed_remark(quickest: Sequence[BundleResult]) -> str:
@@ -205,6 +215,9 @@ def _bundle_charts(results: Results) -> list[Chart]:
         _chart(results, "Size on disk", lambda bundle: bundle.size_bytes / 1e6, "MB"),
         _chart(results, "Zoom, end to end", lambda bundle: bundle.zoom.frames_per_second, "frames/s"),
     ]
+    if energies := [bundle.energy for bundle in results.bundles if bundle.energy]:
+        how = "measured" if energies[0].is_measured else "modelled"
+        charts.append(_chart(results, f"Energy per keyframe, {how}", _keyframe_joules, "J"))
     compared = [bundle for bundle in results.bundles if math.isfinite(first_border_psnr_db(bundle))]
     if compared:
         charts.append(_chart(results, "Border PSNR against fp32", first_border_psnr_db, "dB"))

@@ -106,12 +106,28 @@ class ZoomResult(msgspec.Struct, frozen=True):
     frames_per_second_with_open: float  # the process's start and loading counted in
 
 
+class MemorySample(msgspec.Struct, frozen=True):
+    """Resident memory at a time since the measuring process began."""
+
+    seconds: float
+    rss_bytes: int
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """What the measuring process does from a time on, since it began, until the next stage."""
+
+    name: str
+    from_seconds: float
+
+
 class MemoryResult(msgspec.Struct, frozen=True):
-    """Resident memory of the measuring process."""
+    """Resident memory of the measuring process; `trace` is evenly spaced, and ends with the zoom."""
 
     rss_after_import_bytes: int
     rss_after_open_bytes: int
     peak_rss_bytes: int
+    trace: tuple[MemorySample, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def open_growth_bytes(self) -> int:
@@ -131,6 +147,34 @@ class KeyframeQuality(msgspec.Struct, frozen=True):
     border_ssim: float
     psnr_db: float | None
     ssim: float
+    ms_ssim: float | None = None  # None: its package is not installed, or the picture too small for two scales
+    ms_ssim_scales: int | None = None  # of 5, as many as the picture is large enough for
+
+
+class EnergyResult(msgspec.Struct, frozen=True):
+    """What a zoom takes, of what `method` names: "measured: RAPL" is the processor's, "measured: battery" the whole
+    machine's, "modelled: DEVICE" a prediction for another device.
+
+    `idle_watts` were measured before the zoom, and are subtracted from `keyframe_joules` (more than a frame between
+    takes) and `frame_joules` (of all frames, painted ones included), not from `mean_watts`, the power during the zoom.
+    """
+
+    method: str
+    idle_watts: float | None
+    keyframe_joules: float
+    frame_joules: float
+    mean_watts: float
+    battery_hours: float | None = None  # that `BenchSettings.battery_wh` lasts at `mean_watts`, zooming without pause
+
+    @property
+    def frames_per_joule(self) -> float:
+        """Frames per second and watt, above idle power."""
+        return 1 / self.frame_joules
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a counter of this machine said so."""
+        return self.method.startswith("measured")
 
 
 class BundleResult(msgspec.Struct, frozen=True):
@@ -161,6 +205,8 @@ class BundleResult(msgspec.Struct, frozen=True):
     reference: str | None = None
     quality: tuple[KeyframeQuality, ...] | None = None
     temperature_celsius: float | None = None  # at its end
+    energy: EnergyResult | None = None  # None: not measured
+    prompt_agreement: float | None = None  # of the last painted keyframe: the cosine that CLIP gives; None: no CLIP
 
 
 class RuntimeImport(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ DEMO_PICTURE = Path(__file__).parent.parent / "models" / "demo" / "picture.png"
 DEMO_PROMPT = "an underwater reef with red fish and red corals"
 MAX_RUNS = 10_000
 MIN_RUNS = 3
+MAX_IDLE_SECONDS = 600
 MAX_STRIP_FRAMES = 9
 
 
@@ -39,6 +40,10 @@ class BenchSettings:
     runs: int = 30
     warm_ups: int = 3
     budget_seconds: float = 30.0
+    idle_seconds: float = 3.0  # of rest before the zoom, in which the idle power is measured, where it can be
+    power_model: str | None = None  # the device that energy is modelled for where it can't be measured
+    battery_wh: float | None = None  # whose hours are told
+    clip: Path | None = None  # the folder of a CLIP that compares the last keyframe with the prompt
 
     def __post_init__(self) -> None:
         if not 1 <= self.runs <= MAX_RUNS:
@@ -47,6 +52,10 @@ class BenchSettings:
             raise UserError(f"warm-ups must be 0 to {MAX_RUNS}, got {self.warm_ups}", hint="3 are usual")
         if not self.budget_seconds > 0:
             raise UserError(f"the budget must be above 0 seconds, got {self.budget_seconds}", hint="30 are usual")
+        if not 0 < self.idle_seconds <= MAX_IDLE_SECONDS:
+            raise UserError(f"idle seconds must be above 0, to {MAX_IDLE_SECONDS}, got {self.idle_seconds}")
+        if self.battery_wh is not None and not 0 < self.battery_wh < 1e6:
+            raise UserError(f"a battery has more than 0 Wh, got {self.battery_wh:g}", hint="a phone's has about 15")
         if self.keyframe_every < 2:
             raise UserError(
                 f"a benchmark needs frames between keyframes, got a keyframe every {self.keyframe_every}",

@@ -22,13 +22,16 @@ def trade_off_charts(bundles: Sequence[BundleResult], colours: Colours) -> list[
     compared = [bundle for bundle in bundles if bundle.quality]
     if len(compared) < 2:
         return []
-    return [
-        _chart(compared, colours, "Quality and size", "MB on disk", lambda bundle: bundle.size_bytes / 1e6),
-        _chart(compared, colours, "Quality and time", "s per keyframe", lambda b: b.zoom.keyframe.median_ms / 1e3),
-        _chart(
-            compared, colours, "Quality and memory", "MB at most", lambda bundle: bundle.memory.peak_rss_bytes / 1e6
-        ),
-    ]
+    costs: dict[str, tuple[str, Cost]] = {
+        "size": ("MB on disk", lambda bundle: bundle.size_bytes / 1e6),
+        "time": ("s per keyframe", lambda bundle: bundle.zoom.keyframe.median_ms / 1e3),
+        "memory": ("MB at most", lambda bundle: bundle.memory.peak_rss_bytes / 1e6),
+    }
+    energies = [bundle.energy for bundle in compared if bundle.energy]
+    if len(energies) == len(compared):
+        how = "" if energies[0].is_measured else ", modelled"
+        costs["energy"] = (f"J per keyframe{how}", lambda b: b.energy.keyframe_joules if b.energy else math.nan)
+    return [_chart(compared, colours, f"Quality and {name}", *cost) for name, cost in costs.items()]
 
 
 def on_front(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:

@@ -33,26 +33,18 @@ class PowerMeter:
 
     def read_watts(self) -> float | None:
         """The mean power since the last call; RAPL has none at the first."""
-        domains = self._domains()
+        domains = rapl_domains(self.sys)
         if not domains:
-            return self._battery_watts()
+            watts = battery_watts(self.sys)
+            self.method = NOT_MEASURED if watts is None else "battery"
+            return watts
         self.method = "RAPL"
         found = [self._domain_watts(domain) for domain in domains]
         measured = [watts for watts in found if watts is not None]
         return sum(measured) if measured else None
 
-    def _domains(self) -> list[Path]:
-        """The board's, or else each socket's, that can be read."""
-        names = {
-            folder: read_text(str(folder / "name"))
-            for folder in sorted((self.sys / "class/powercap").glob("intel-rapl:*"))
-            if _number(folder / "energy_uj") is not None
-        }
-        board = [folder for folder, name in names.items() if name == "psys"]
-        return board or [folder for folder, name in names.items() if name.startswith("package-")]
-
     def _domain_watts(self, domain: Path) -> float | None:
-        energy = _number(domain / "energy_uj")
+        energy = read_number(domain / "energy_uj")
         if energy is None:
             return None
         now, before = self.clock(), self._last.get(domain)
@@ -61,18 +53,30 @@ class PowerMeter:
             return None
         used = energy - before[1]
         if used < 0:  # the counter went round
-            used += _number(domain / "max_energy_range_uj") or 0
+            used += read_number(domain / "max_energy_range_uj") or 0
         return used / 1e6 / (now - before[0]) if used >= 0 else None
 
-    def _battery_watts(self) -> float | None:
-        found = list(_discharging(self.sys))
-        self.method = "battery" if found else NOT_MEASURED
-        return sum(found) if found else None
+
+def rapl_domains(sys: Path = SYS) -> list[Path]:
+    """RAPL's folder of the whole board, or else of each socket, whose counter can be read."""
+    names = {
+        folder: read_text(str(folder / "name"))
+        for folder in sorted((sys / "class/powercap").glob("intel-rapl:*"))
+        if read_number(folder / "energy_uj") is not None
+    }
+    board = [folder for folder, name in names.items() if name == "psys"]
+    return board or [folder for folder, name in names.items() if name.startswith("package-")]
+
+
+def battery_watts(sys: Path = SYS) -> float | None:
+    """What the system's batteries give now; None where none is being emptied."""
+    found = list(_discharging(sys))
+    return sum(found) if found else None
 
 
 def temperature_celsius(sys: Path = SYS) -> float | None:
     """The hottest of the machine's thermal zones."""
-    readings = [_number(zone / "temp") for zone in sorted((sys / "class/thermal").glob("thermal_zone*"))]
+    readings = [read_number(zone / "temp") for zone in sorted((sys / "class/thermal").glob("thermal_zone*"))]
     found = [reading / 1000 for reading in readings if reading is not None]
     return max((one for one in found if PLAUSIBLE_CELSIUS[0] <= one <= PLAUSIBLE_CELSIUS[1]), default=None)
 
@@ -83,15 +87,16 @@ def _discharging(sys: Path) -> Iterable[float]:
         kind, state, scope = (read_text(str(supply / name)) for name in ("type", "status", "scope"))
         if kind != "Battery" or state != "Discharging" or scope == "Device":  # a mouse's, say
             continue
-        power = _number(supply / "power_now")
-        current, voltage = _number(supply / "current_now"), _number(supply / "voltage_now")
+        power = read_number(supply / "power_now")
+        current, voltage = read_number(supply / "current_now"), read_number(supply / "voltage_now")
         if power is not None:
             yield abs(power) / 1e6
         elif current is not None and voltage is not None:
             yield abs(current * voltage) / 1e12
 
 
-def _number(file: Path) -> int | None:
+def read_number(file: Path) -> int | None:
+    """The whole number in a small system file; None where there is none, or no permission."""
     text = read_text(str(file))
     try:
         return int(text)

@@ -42,6 +42,7 @@ def test_the_extra_all_is_all_of_them_but_for_the_packages_of_one_makers_devices
     assert set(everything.removeprefix("outzoom[").rstrip("]").split(",")) == extras.keys() - {
         "all",
         "dev",
+        "energy",
         "tensorrt",
         "tensorrt-rtx",
     }

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outzoom.benchmarks import read_results
-from outzoom.benchmarks.results import Roofs, Work
+from outzoom.benchmarks.memory_chart import memory_charts, phases
+from outzoom.benchmarks.results import EnergyResult, MemorySample, Roofs, Stage, Work
 from outzoom.benchmarks.roofline import roofline_chart
 from outzoom.benchmarks.trade_offs import on_front, trade_off_charts
 
@@ -78,3 +79,25 @@ def test_without_counted_work_there_is_no_roofline(results, colours):
     components = {name: msgspec.structs.replace(one, work=None) for name, one in results.bundles[0].components.items()}
     bundle = msgspec.structs.replace(results.bundles[0], components=components)
     assert roofline_chart(msgspec.structs.replace(results, bundles=(bundle,)), colours) is None
+
+
+def test_energy_is_weighed_where_every_bundle_has_it_and_is_said_to_be_modelled(results, colours):
+    energy = EnergyResult("modelled: jetson-orin-nano", 4.0, 2.5, 0.1, 9.0)
+    bundles = [msgspec.structs.replace(bundle, energy=energy) for bundle in results.bundles]
+    chart = trade_off_charts(bundles, colours)[-1]
+    assert chart.title == "Quality and energy"
+    assert "2.50 J per keyframe, modelled" in chart.alt
+    bundles[-1] = msgspec.structs.replace(bundles[-1], energy=None)
+    assert "Quality and energy" not in [chart.title for chart in trade_off_charts(bundles, colours)]
+
+
+def test_memory_is_told_for_each_part_of_a_measurement(results, colours):
+    samples = tuple(MemorySample(float(i), (10 + i) * 10**6) for i in range(7))
+    names = ("open", "unet, 30 runs", "vae_decoder, 30 runs", "keyframe 1 of 2", "keyframe 2 of 2")
+    stages = tuple(Stage(name, float(i)) for i, name in enumerate(names))
+    bundle = results.bundles[0]
+    memory = msgspec.structs.replace(bundle.memory, trace=samples, stages=stages)
+    assert phases(memory) == [("open", 0, 1), ("engines alone", 1, 3), ("zoom", 3, 6)]
+    (chart,) = memory_charts([msgspec.structs.replace(bundle, memory=memory)], colours)
+    assert "open: 11.0 MB at most; engines alone: 13.0 MB at most; zoom: 16.0 MB at most" in chart.alt
+    assert memory_charts([bundle], colours) == []
