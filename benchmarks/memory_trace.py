@@ -10,7 +10,7 @@ from types import TracebackType
 from .results import MemorySample, Stage
 
 INTERVAL_SECONDS = 0.05
-MAX_SAMPLES = 2000
+MAX_SAMPLES = 240  # as many as a chart shows
 
 
 class MemoryTrace:

@@ -345,12 +345,14 @@ def demo_switches(result: dict[str, Any]) -> str:
 def keyframe(result: dict[str, Any]) -> str:
     """A keyframe and its memory, beside other pipelines'; from outzoom.benchmarks.keyframe."""
     width, height = result["size"]
+    has_intervals = all("low" in side["ratio"] for side in result["sides"].values())
+    ends, spread = (("low", "high"), "95% interval of the median") if has_intervals else (("p10", "p90"), "p10-p90")
     lines = [
         f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in "
         f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, "
         f"load average {result['load_before']:.1f} before:",
         "",
-        f"| | a keyframe, s (min-max) | to {result['reference']}'s (p10-p90) | peak memory, GiB |",
+        f"| | a keyframe, s (min-max) | to {result['reference']}'s ({spread}) | peak memory, GiB |",
         "|---|---|---|---|",
     ]
     for name, side in result["sides"].items():
@@ -359,7 +361,9 @@ def keyframe(result: dict[str, Any]) -> str:
         cells = [
             f"`{name}`" if name in PRESETS else name,
             f"{np.median(seconds):.{digits}f} ({min(seconds):.{digits}f}-{max(seconds):.{digits}f})",
-            f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})" if name != result["reference"] else "1",
+            f"{ratio['median']:.2f} ({ratio[ends[0]]:.2f}-{ratio[ends[1]]:.2f})"
+            if name != result["reference"]
+            else "1",
             f"{side['peak_rss_bytes'] / 2**30:.2f}",
         ]
         lines.append(_row(cells))
