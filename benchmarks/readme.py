@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import PRESETS
-from . import memory_page
+from . import memory_page, qnn_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -514,6 +514,7 @@ PAGES: dict[str, Sections] = {
         "full-size-keyframe": ("full-size-keyframe.json", keyframe),
         "full-size-limits": ("full-size-limits.json", keyframe),
     },
+    "docs/snapdragon.md": {"qnn-demo": ("qnn-demo.json", qnn_page.contexts)},
     "docs/video.md": {
         "demo-video": ("demo-video.json", demo_video),
         "rendering": ("rendering.json", rendering),

@@ -13,13 +13,13 @@ import onnx_ir as ir
 
 from .cast import initializer, insert_after
 from .layers import ROUNDED, find_layers
-from .ranges import INT8_MAX, LEVELS, Range
+from .ranges import INT8_MAX, Range, levels
 
 TIMESTEP = "timestep"  # the input of the UNet
 SMALLEST_RANGE = 1e-12  # of a tensor that is always zero
 
 
-Codes = tuple[np.float32, np.uint8 | np.int8]  # scale and zero point of a range
+Codes = tuple[np.float32, np.uint8 | np.int8 | np.uint16]  # scale and zero point of a range
 Quantized = Callable[[str, str], bool]  # whether a layer, by its operator and weight's name, computes in integers
 
 
@@ -58,7 +58,7 @@ def quantize_activations(
     rounded: dict[ir.Value, ir.Value] = {}
     for value in _outputs(model, quantized) if outputs else ():
         uses = list(value.uses())
-        rounded[value] = _round(model, value, codes[str(value.name)], group)
+        rounded[value] = round_value(model, value, codes[str(value.name)], group)
         for use in uses:
             use.node.replace_input_with(use.idx, rounded[value])
     made = set(rounded.values())
@@ -66,18 +66,26 @@ def quantize_activations(
         for position, source in enumerate(node.inputs):
             if source is not None and source in _inputs(node) and source not in made:
                 if source not in rounded:
-                    rounded[source] = _round(model, source, codes[str(source.name)], group)
+                    rounded[source] = round_value(model, source, codes[str(source.name)], group)
                 node.replace_input_with(position, rounded[source])
         if node.op_type == "MatMul":
             _keep_bias_apart(model, node)
     return model
 
 
-def asymmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point by which 0..255 cover a range that holds 0: value = (code - zero point) * scale."""
+def asymmetric_codes(ends: Range, bits: int = 8) -> Codes:
+    """Scale and zero point by which unsigned codes of 8 or 16 bits cover a range that holds 0.
+
+    value = (code - zero point) * scale
+    """
     low, high = ends
-    scale = np.float32(max(high - low, SMALLEST_RANGE) / LEVELS)
-    return scale, np.uint8(np.clip(round(-low / float(scale)), 0, LEVELS))
+    scale = np.float32(max(high - low, SMALLEST_RANGE) / levels(bits))
+    return scale, unsigned(bits)(np.clip(round(-low / float(scale)), 0, levels(bits)))
+
+
+def unsigned(bits: int) -> type[np.uint8] | type[np.uint16]:
+    """The type of unsigned codes of 8 or 16 bits."""
+    return np.uint16 if bits == 16 else np.uint8
 
 
 def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
@@ -85,13 +93,14 @@ def symmetric_codes(ends: Range) -> tuple[np.float32, np.int8]:
     return np.float32(max(-ends[0], ends[1], SMALLEST_RANGE) / INT8_MAX), np.int8(0)
 
 
-def unsigned_symmetric_codes(ends: Range) -> tuple[np.float32, np.uint8]:
-    """The same steps as those of `symmetric_codes`, counted from 128.
+def unsigned_symmetric_codes(ends: Range, bits: int = 8) -> Codes:
+    """The same steps as those of `symmetric_codes`, counted from 128; or of 16 bits, counted from 32768.
 
     ONNX Runtime makes these of those by itself, but not where several layers share a tensor: on x86 they then compute
     in float, as half of the demo UNet's linear layers did.
     """
-    return symmetric_codes(ends)[0], np.uint8(INT8_MAX + 1)
+    middle = (levels(bits) + 1) // 2
+    return np.float32(max(-ends[0], ends[1], SMALLEST_RANGE) / (middle - 1)), unsigned(bits)(middle)
 
 
 def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:
@@ -108,7 +117,7 @@ def _group(model: ir.Model, boundaries: Sequence[float]) -> ir.Value:
     return group.outputs[0]
 
 
-def _round(model: ir.Model, value: ir.Value, codes: Sequence[Codes], group: ir.Value | None) -> ir.Value:
+def round_value(model: ir.Model, value: ir.Value, codes: Sequence[Codes], group: ir.Value | None = None) -> ir.Value:
     """What a tensor is after it was rounded; the two nodes stand right after the one that makes it.
 
     `codes` are a scale and a zero point, or one for each part of the schedule, of which `group` is the number.

@@ -55,8 +55,9 @@ class Layer:
         return np.ascontiguousarray(matrix.reshape(self.matrix_shape).transpose(self.permutation))
 
 
-def find_layers(model: ir.Model) -> list[Layer]:
-    """The layers with a float32 weight of at least MIN_ELEMENTS, in the graph's order, each weight once."""
+def find_layers(model: ir.Model, least: int | None = None) -> list[Layer]:
+    """The layers with a float32 weight of at least MIN_ELEMENTS, or `least`, in the graph's order, each weight once."""
+    least = MIN_ELEMENTS if least is None else least
     found: dict[str, Layer] = {}
     for node in model.graph:
         position = 0 if node.op_type == "Gather" else 1
@@ -66,7 +67,7 @@ def find_layers(model: ir.Model) -> list[Layer]:
         weight = value.const_value if value is not None and value.is_initializer() else None
         if value is None or value.name is None or weight is None or weight.dtype != ir.DataType.FLOAT:
             continue
-        if weight.size >= MIN_ELEMENTS and len(weight.shape) >= 2 and value.name not in found:
+        if weight.size >= least and len(weight.shape) >= 2 and value.name not in found:
             permutation = _permutation(node, len(weight.shape))
             shape = weight.shape.numpy()
             matrix_shape = tuple(shape[axis] for axis in np.argsort(permutation))

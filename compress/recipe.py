@@ -164,7 +164,8 @@ class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `range` is how the ends of the eight bits are chosen: from calibration, or, "dynamic", in each run from what flows.
     `symmetric` asks for codes of int8 that have 0 for zero, `products` for those of attention, too. With
-    `timestep_groups` the UNet has ranges of its own for as many parts of the schedule.
+    `timestep_groups` the UNet has ranges of its own for as many parts of the schedule. `everywhere` rounds all that
+    goes from an operator to the next, to `bits` bits, or 16 in the components `wide`: see fixed_point.py.
     """
 
     range: Literal["minmax", "percentile", "mse", "dynamic"] = "mse"
@@ -172,12 +173,19 @@ class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     products: bool = False
     timestep_groups: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     components: tuple[ComponentName, ...] = COMPONENTS  # type: ignore[assignment]
+    everywhere: bool = False
+    bits: Literal[8, 16] = 8
+    wide: tuple[ComponentName, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what the operator that rounds dynamically does not do."""
         if self.range == "dynamic" and (self.symmetric or self.products):
             asked = "symmetric" if self.symmetric else "products"
             raise ValueError(f'range = "dynamic" has asymmetric codes and is for layers alone: leave {asked} out')
+        if self.everywhere and (self.range == "dynamic" or self.symmetric or self.timestep_groups > 1):
+            raise ValueError("everywhere asks for one asymmetric range for each tensor, measured before")
+        if not self.everywhere and (self.bits > 8 or self.wide):
+            raise ValueError("layers compute with activations of 8 bits; 16 are for everywhere = true")
 
 
 class Smooth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -298,6 +306,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         needed = any(rule.needs_inputs and component in rule.components for rule in self.rules)
         needed = needed or self.narrows(component)
         return needed or self.rounds_activations(component)
+
+    def rounds_products(self, component: str) -> bool:
+        """Whether what flows into attention's products is rounded, as well."""
+        settings = self.activations
+        return (
+            settings is not None and self.rounds_activations(component) and (settings.products or settings.everywhere)
+        )
+
+    def is_fixed_point(self, component: str) -> bool:
+        """Whether all that a component computes is rounded."""
+        return self.activations is not None and self.activations.everywhere and self.rounds_activations(component)
+
+    def activation_bits(self, component: str) -> Literal[8, 16]:
+        """Of how many bits the codes of a component's activations are."""
+        settings = self.activations
+        return 8 if settings is None else 16 if component in settings.wide else settings.bits
 
     def with_choices(self, chosen: Iterable[Rule]) -> Recipe:
         """The recipe when a choice was made: rules for one layer each, after those that it has."""

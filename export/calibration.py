@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compress.activations import TIMESTEP, activations
+from ..compress.fixed_point import fixed_point_tensors
 from ..compress.inputs import MOST_COLUMNS, Covariance, Inputs, channel_covariance_file, covariance_file
 from ..compress.layers import find_layers
 from ..compress.recipe import Recipe
@@ -109,6 +110,8 @@ def measure_activations(
     rounds = recipe.rounds_activations(component)
     products = rounds and recipe.activations is not None and recipe.activations.products
     axes = activations(model, partial(recipe.measures, component), products, outputs=rounds)
+    if recipe.is_fixed_point(component):
+        axes |= fixed_point_tensors(model)
     samples = sorted(recorded.glob(f"{component}-*.npz"))
     if not samples:
         raise OutzoomError(f"nothing was recorded for {component}", hint="please report this")

@@ -98,6 +98,11 @@ class Plan:
                 "a UNet in segments has one size and takes one picture at a time",
                 hint="with --segments, give one --size and no --batch",
             )
+        if self.shapes.open and (fixed := [target for target in self.targets if FORMS[target].fixed_sides]):
+            raise UserError(
+                f"'{fixed[0]}' has engines of one size that take one picture at a time",
+                hint="give one --size and no --batch",
+            )
         joins = skip_connections(self.checkpoint)
         if not 0 <= self.shallow_skips < joins:
             raise UserError(
@@ -124,10 +129,10 @@ class Plan:
                     "and --hoist takes the timestep out of the UNet",
                     hint="leave one out",
                 )
-            if self.hoist and recipe.rounds_activations("unet") and recipe.activations and recipe.activations.products:
+            if self.hoist and recipe.rounds_products("unet"):
                 raise UserError(
                     f"the recipe '{recipe.name}' rounds attention's products, which a hoisted UNet is cut through",
-                    hint="leave out --hoist, or the recipe's products = true",
+                    hint="leave out --hoist, or the recipe's products = true or everywhere = true",
                 )
         _check_tokenizer(self.checkpoint)
         scheduler = scheduler_config(self.checkpoint)

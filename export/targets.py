@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..compress.recipe import Int4, Recipe, Rule
+from ..runtime.backends.qnn_origin import SOCS
 from ..runtime.errors import UserError
 
 
@@ -14,10 +15,12 @@ from ..runtime.errors import UserError
 class Form:
     """What a target asks of a graph.
 
-    `checked_on`: a target whose backend opens the same engine file and measures the parity, where this one's device
-    is seldom the machine that builds. `symmetric`: codes of activations have 0 for zero. `integers_of_onnxruntime`:
-    integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever is asked for. `typed`: it
-    computes in the types that the graph has, and takes weights of four bits from DequantizeLinear.
+    `checked_on`: a target whose backend opens the same engine file, or the same ONNX model, and measures the parity,
+    where this one's device is seldom the machine that builds. `symmetric`: codes of activations have 0 for zero.
+    `integers_of_onnxruntime`: integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever
+    is asked for. `typed`: it computes in the types that the graph has, and takes weights of four bits from
+    DequantizeLinear. `fixed_point`: what is not rounded is computed in float16, which is too coarse for the angles of
+    timesteps, so that all has to be. `fixed_sides`: engines have one size and take one picture at a time.
     """
 
     checked_on: str | None = None
@@ -25,11 +28,16 @@ class Form:
     integers_of_onnxruntime: bool = False
     halves: bool = False
     typed: bool = False
+    fixed_point: bool = False
+    fixed_sides: bool = False
 
 
+QNN = Form(checked_on="onnxruntime", fixed_point=True, fixed_sides=True)
 FORMS = {
     "onnxruntime": Form(integers_of_onnxruntime=True),
     "onnxruntime-mobile": Form(integers_of_onnxruntime=True),
+    "onnxruntime-qnn": QNN,
+    **{f"onnxruntime-qnn-{soc.lower()}": QNN for soc in SOCS},
     "openvino-cpu": Form(),
     "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True),
     "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True),
@@ -61,6 +69,11 @@ def refusal(recipe: Recipe, target: str) -> str | None:
     """Why a target has no engines of a recipe; None: it has."""
     if FORMS[target].halves and recipe.compute == "float32":
         return "its device computes in 16 bits, the recipe asks for 32"
+    everywhere = recipe.activations is not None and recipe.activations.everywhere
+    if FORMS[target].fixed_point and not everywhere:
+        return "its processor computes in fixed point, and the recipe leaves floats"
+    if FORMS[target].symmetric and everywhere:
+        return "it rounds all that is computed to asymmetric codes"
     if (groups := recipe.timestep_groups("unet")) > 1 and not FORMS[target].integers_of_onnxruntime:
         return f"it has ranges for {groups} groups of timesteps, which {target} computes in float"
     return None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ..compress.inputs import Inputs
+    from ..compress.ranges import RangeMethod
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -144,11 +145,15 @@ def write_onnx(
 
 def load_traced(traced: Path, checkpoint: Checkpoint, component: str, recipe: Recipe) -> ir.Model:
     """What `trace_component` left in its folder, with the checkpoint's weights, in the form that the recipe is for."""
+    from ..compress.angles import angles_apart
     from ..compress.bias import biases_apart
+    from ..compress.masks import finite_masks
     from ..compress.pointwise import pointwise_as_products
     from .trace import load_skeleton
 
     model = load_skeleton(traced / MODEL, checkpoint.weights(PART_OF[component]))
+    if recipe.is_fixed_point(component):
+        model = finite_masks(angles_apart(model))
     if recipe.pointwise_as_products:
         model = pointwise_as_products(model)
     return biases_apart(model) if recipe.timestep_groups(component) > 1 else model
@@ -166,6 +171,8 @@ def _rounded(
     from ..compress.ranges import choose_range
 
     assert settings.range != "dynamic"  # such a recipe measures nothing for this
+    if recipe.is_fixed_point(component):
+        return _in_fixed_point(model, inputs, settings.range, recipe.activation_bits(component))
     parts = inputs.by_timestep or (inputs.statistics,)
     factors = set[str]() if for_onnxruntime else activations.product_factors(model)
     centred = {name for name, one in parts[0].items() if settings.symmetric or (name in factors and one.low < 0)}
@@ -178,6 +185,20 @@ def _rounded(
     return activations.quantize_activations(
         model, codes, quantized, settings.products, for_onnxruntime, inputs.boundaries
     )
+
+
+def _in_fixed_point(model: ir.Model, inputs: Inputs, method: RangeMethod, bits: int) -> ir.Model:
+    """The model with all tensors rounded to the ranges that their statistics ask for."""
+    from ..compress.activations import asymmetric_codes, unsigned_symmetric_codes
+    from ..compress.fixed_point import fixed_point_tensors, second_factors, to_fixed_point
+    from ..compress.ranges import choose_range
+
+    centred = second_factors(model)
+    codes = {}
+    for name in fixed_point_tensors(model):
+        ends = choose_range(inputs.statistics[name], method, name in centred, bits)
+        codes[name] = (unsigned_symmetric_codes if name in centred else asymmetric_codes)(ends, bits)
+    return to_fixed_point(model, codes, bits)
 
 
 def _write_segments(
@@ -217,6 +238,7 @@ def _write_model(
 
     from ..compress.cast import cast_weights
     from ..compress.dynamic import multiply_dynamically
+    from ..compress.fixed_point import integer_biases
     from ..compress.half import compute_in_float16
     from ..compress.packing import PackedWriter
     from ..compress.weights import compress_weights
@@ -229,6 +251,8 @@ def _write_model(
     if dynamic:
         model, floats = multiply_dynamically(model)
         left += floats
+    if recipe.is_fixed_point(component):
+        model = integer_biases(model)
     if typed and recipe.compute == "fastest":
         model = compute_in_float16(model)
     elif recipe.weights == "float16":
@@ -363,7 +387,8 @@ def _parts(
             segments = split(graph)
             if len(segments) == 1:
                 taken = tuple(str(value.name) for value in graph.graph.inputs)
-                yield Part(engine, taken, () if described[name].segments else described[name].inputs)
+                checked = source if target == "onnxruntime" else engine
+                yield Part(checked, taken, () if described[name].segments else described[name].inputs)
                 continue
             for segment in segments:
                 with TemporaryDirectory(dir=folder) as scratch:

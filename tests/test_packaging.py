@@ -43,6 +43,7 @@ def test_the_extra_all_is_all_of_them_but_for_the_packages_of_one_makers_devices
         "all",
         "dev",
         "energy",
+        "qnn",
         "tensorrt",
         "tensorrt-rtx",
     }

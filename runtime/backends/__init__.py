@@ -5,11 +5,15 @@ from .onnxruntime import OnnxRuntime
 from .onnxruntime_mobile import OnnxRuntimeMobile
 from .openvino import OpenVino
 from .protocol import Array, Backend, Engine, Loading
+from .qnn import Qnn
+from .qnn_origin import SOCS
 from .tensorrt import TensorRt
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": OnnxRuntime(),
     "onnxruntime-mobile": OnnxRuntimeMobile(),
+    "onnxruntime-qnn": Qnn(),
+    **{f"onnxruntime-qnn-{name.lower()}": Qnn(soc) for name, soc in SOCS.items()},
     "openvino-cpu": OpenVino(device="CPU"),
     "openvino-gpu": OpenVino(device="GPU"),
     "openvino-npu": OpenVino(device="NPU"),
@@ -28,10 +32,11 @@ def backend_for(target: str) -> Backend:
 def maker_version(target: str) -> str:
     """The version of what makes a target's engine files when a bundle is built; raises as `Backend.version` does.
 
-    TensorRT's engines are made on the device, so that the package is not needed before.
+    TensorRT's engines are made on the device, as Qualcomm's are where no SoC is named, so that the package is not
+    needed before.
     """
     backend = backend_for(target)
-    return "made on the device" if isinstance(backend, TensorRt) else backend.version()
+    return "made on the device" if isinstance(backend, TensorRt) or backend == Qnn() else backend.version()
 
 
 __all__ = ["BACKENDS", "Array", "Backend", "Engine", "Loading", "backend_for", "maker_version"]

@@ -1,0 +1,225 @@
+"""What Snapdragon's HTP takes, and what it computes in emulation.
+
+    python -m outzoom.benchmarks.qnn CHECKPOINT --work DIR --out benchmarks/results/qnn-demo.json
+
+For every component, recipe and SoC a context binary is made: the time that it takes, its size, what is left to the CPU.
+Those for the SoCs that `--emulate` names are run: on the probe that builds check a component with, and on inputs that
+zooms recorded for calibration. A second run goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
+from ..export.parity import tensor_psnr_db
+from ..export.plan import BundlePlan
+from ..export.work import MODEL, OUTPUT, load_arrays
+from ..runtime.backends import Array, Engine, Loading, backend_for
+from ..runtime.backends.qnn_origin import PACKAGE, SOCS
+from ..runtime.bundle import COMPONENTS
+from ..runtime.errors import OutzoomError, printable
+from ..runtime.files import atomic_file, scratch_directory
+from .machine import describe_machine
+from .results import Machine
+
+SCHEMA_VERSION = 1
+RECIPES = ("a16w8", "a8w8")
+EMULATED = ("SM8650",)
+ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+CONTEXT = "EPContext"
+
+
+class Context(msgspec.Struct, frozen=True):
+    """A component's engine for a SoC, or why there is none; PSNR in dB of its outputs.
+
+    Times are the CPU's, of all threads, which other work does not lengthen; those of emulation are not a phone's.
+    `probe_psnr_db`: to PyTorch's module in emulation, `graph_psnr_db`: the same of the ONNX model on ONNX Runtime,
+    which is what a manifest says. `zoom_psnr_db`: in emulation to the fp32 engine, on recorded inputs.
+    """
+
+    component: str
+    recipe: str
+    soc: str
+    refused: str | None = None
+    compile_cpu_seconds: float | None = None
+    engine_bytes: int | None = None
+    operators_on_cpu: dict[str, int] = {}
+    graph_psnr_db: float | None = None
+    probe_psnr_db: float | None = None
+    zoom_psnr_db: tuple[float, ...] = ()
+    emulated_cpu_seconds: float | None = None  # of one run
+
+
+class QnnResult(msgspec.Struct, frozen=True):
+    """The contents of the result file; `samples`: the recorded inputs of each component."""
+
+    schema_version: int
+    command: str
+    date: str
+    model: str
+    size: tuple[int, int]
+    packages: dict[str, str]
+    machine: Machine
+    samples: dict[str, tuple[str, ...]]
+    entries: tuple[Context, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a checkpoint, and how; `work` keeps what was made."""
+
+    plan: Plan
+    emulated: tuple[str, ...]
+    sample_count: int
+
+    @cached_property
+    def exact(self) -> BundlePlan:
+        """The engines that others are compared with."""
+        plan = self.plan
+        return Plan(plan.checkpoint, ("onnxruntime",), (read_recipe("fp32"),), plan.shapes, plan.out).bundles[0]
+
+    @cached_property
+    def samples(self) -> dict[str, list[Path]]:
+        """An even choice of what zooms recorded for each component."""
+        cache, zooms = self.plan.cache_folder, self.plan.bundles[0].zooms
+        stages.run([*self.exact.engines.values(), zooms], cache, 1, _tell)
+        found = {}
+        for component in COMPONENTS:
+            files = sorted(zooms.folder(cache).glob(f"{component}-*.npz"))
+            chosen = np.unique(np.linspace(0, len(files) - 1, self.sample_count).round().astype(int))
+            found[component] = [files[index] for index in chosen]
+        return found
+
+    def context(self, bundle: BundlePlan, component: str) -> Context:
+        """Make a context, and run it if that is asked for."""
+        cache, backend = self.plan.cache_folder, backend_for(bundle.target)
+        soc = bundle.target.rpartition("-")[2].upper()
+        stages.run(list(bundle.engines[component].needs), cache, 1, _tell)
+        onnx, module = (stage.folder(cache) for stage in bundle.engines[component].needs)
+        found = Context(component, bundle.recipe.name, soc)
+        with scratch_directory(self.plan.out / "engine") as folder:
+            started = time.process_time()
+            try:
+                engine = backend.compile(onnx / component / MODEL, folder / component)
+            except OutzoomError as error:
+                return msgspec.structs.replace(found, refused=printable(str(error).partition("\n")[0]))
+            found = msgspec.structs.replace(
+                found,
+                compile_cpu_seconds=round(time.process_time() - started, 1),
+                engine_bytes=sum(file.stat().st_size for file in engine.parent.iterdir()),
+                operators_on_cpu=operators_on_cpu(engine),
+            )
+            if soc not in self.emulated:
+                return found
+            loaded = backend.load(engine, Loading(bundle.recipe.compute))
+            return self._run(found, loaded, onnx / component / MODEL, module)
+
+    def _run(self, found: Context, engine: Engine, onnx: Path, module: Path) -> Context:
+        """Compare what an engine computes."""
+        (probe,) = sorted(module.glob("*.npz"))
+        wanted = load_arrays(probe)[OUTPUT]
+        graph = backend_for("onnxruntime").load(onnx, Loading())
+        on_cpu = _psnr_db(wanted, _output(graph, probe))
+        started = time.process_time()
+        emulated = _psnr_db(wanted, _output(engine, probe))
+        seconds = round(time.process_time() - started, 1)
+        folder = self.exact.engines[found.component].folder(self.plan.cache_folder) / found.component
+        exact = backend_for("onnxruntime").load(folder / MODEL, Loading())
+        zoomed = tuple(_psnr_db(_output(exact, file), _output(engine, file)) for file in self.samples[found.component])
+        for one in (graph, engine, exact):
+            one.close()
+        return msgspec.structs.replace(
+            found, graph_psnr_db=on_cpu, probe_psnr_db=emulated, zoom_psnr_db=zoomed, emulated_cpu_seconds=seconds
+        )
+
+
+def operators_on_cpu(engine: Path) -> dict[str, int]:
+    """How often each operator is left to the CPU, but for rounding what goes in and out."""
+    import onnx_ir as ir
+
+    counted = Counter(node.op_type for node in ir.load(engine).graph)
+    return {name: count for name, count in sorted(counted.items()) if name not in {*ROUNDING, CONTEXT}}
+
+
+def _output(engine: Engine, file: Path) -> Array:
+    """The first output for the inputs in a file."""
+    feeds = load_arrays(file)
+    feeds.pop(OUTPUT, None)
+    return next(iter(engine.run(feeds).values()))
+
+
+def _psnr_db(wanted: Array, made: Array) -> float:
+    return round(tensor_psnr_db(wanted, made), 2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what the result file does not have yet."""
+    opened = open_checkpoint(args.checkpoint)
+    shapes = Shapes(((opened.native_side, opened.native_side),))
+    targets = tuple(f"onnxruntime-qnn-{soc.lower()}" for soc in args.socs)
+    plan = Plan(opened, targets, tuple(read_recipe(name) for name in args.recipes), shapes, args.work)
+    measurement = Measurement(plan, tuple(args.emulate), args.samples)
+    known = msgspec.json.decode(args.out.read_bytes(), type=QnnResult).entries if args.out.exists() else ()
+    entries = {(one.recipe, one.component, one.soc): one for one in known}
+    for bundle in plan.bundles:
+        for component in COMPONENTS:
+            key = (bundle.recipe.name, component, bundle.target.rpartition("-")[2].upper())
+            if key not in entries:
+                entries[key] = measurement.context(bundle, component)
+                _say(f"{' '.join(key)}: {entries[key]}")
+                _write(args, measurement, tuple(entries.values()))
+
+
+def _write(args: argparse.Namespace, measurement: Measurement, entries: tuple[Context, ...]) -> None:
+    plan = measurement.plan
+    result = QnnResult(
+        SCHEMA_VERSION, f"python -m outzoom.benchmarks.qnn CHECKPOINT --work DIR --out {args.out.name}",
+        time.strftime("%Y-%m-%d"), printable(plan.checkpoint.name), plan.shapes.sizes[0],
+        {name: version(name) for name in ("outzoom", "onnxruntime", PACKAGE)}, describe_machine(),
+        {name: tuple(file.name for file in files) for name, files in measurement.samples.items()}, entries,
+    )  # fmt: skip
+    with atomic_file(args.out) as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def _tell(event: stages.Event) -> None:
+    if event.kind != "skip":
+        _say(f"{event.kind}: {event.stage.name}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Measure all that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--socs", nargs="+", choices=SOCS, default=list(SOCS))
+    parser.add_argument("--emulate", nargs="*", choices=SOCS, default=list(EMULATED), help="whose contexts are run")
+    parser.add_argument("--samples", type=int, default=2, help="recorded inputs of each component")
+    parser.add_argument("--work", type=Path, required=True, help="for stages, and one engine at a time")
+    parser.add_argument("--out", type=Path, required=True, help="the result, a JSON file")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except OutzoomError as error:
+        _say(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
