@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import numpy as np
@@ -49,15 +50,19 @@ SDXL_ORIN_MS = 12_928.0
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A component that was timed here; `error` is predicted over the fastest run, less 1.
+    """A component that was timed here; `error` is predicted over typical, less 1.
 
-    The calibration takes the fastest runs, too: what other processes take only makes runs longer.
+    `typical_ms` is the median, over passes minutes apart, of the fastest run in each. So are the layers' times of the
+    calibration: what other processes take only makes runs longer, and a machine may be quick or slow for minutes.
+    `quickest_ms` and `slowest_ms` are the fastest run in the best and in the worst pass.
     """
 
     bundle: str
     component: str
     predicted_ms: float
-    fastest_ms: float
+    typical_ms: float
+    quickest_ms: float
+    slowest_ms: float
     measured: Latency
     error: float
 
@@ -126,7 +131,7 @@ def main() -> None:
 
         against_reality(result.rows, given.plot)
     for row in rows:
-        print(f"{row.bundle:26} {row.component:14} {row.predicted_ms:9.2f} {row.fastest_ms:9.2f} {row.error:+.0%}")
+        print(f"{row.bundle:26} {row.component:14} {row.predicted_ms:9.2f} {row.typical_ms:9.2f} {row.error:+.0%}")
     if result.mean_absolute_error is not None:
         print(f"mean absolute error {result.mean_absolute_error:.1%}")
 
@@ -145,7 +150,7 @@ def rows_of(paths: Sequence[Path], host: Profile, runs: int, passes: int = PASSE
         (bundle.path.name, name): cost.seconds * 1e3
         for bundle in opened for name, cost in component_costs(bundle_workload(bundle), host).items()
     }  # fmt: skip
-    fastest: dict[tuple[str, str], float] = {}
+    fastest: dict[tuple[str, str], list[float]] = {}
     measured: dict[tuple[str, str], Latency] = {}
     for _ in range(passes):
         for bundle in opened:
@@ -155,13 +160,17 @@ def rows_of(paths: Sequence[Path], host: Profile, runs: int, passes: int = PASSE
                 if key not in measured:
                     _, samples_ms = run_alone(engine, feeds, BenchSettings(runs=runs, budget_seconds=5))
                     measured[key] = Latency.of(samples_ms)
-                taken_ms = 1e3 * fastest_seconds(engine, feeds, RUNS_SECONDS)
-                fastest[key] = min(taken_ms, fastest.get(key, taken_ms))
+                fastest.setdefault(key, []).append(1e3 * fastest_seconds(engine, feeds, RUNS_SECONDS))
                 inpainting.close()
-    return [
-        Row(*key, round(costs[key], 3), round(fastest[key], 3), one, round(costs[key] / fastest[key] - 1, 4))
-        for key, one in measured.items()
-    ]
+    return [_row(key, costs[key], fastest[key], one) for key, one in measured.items()]
+
+
+def _row(key: tuple[str, str], predicted_ms: float, passes_ms: Sequence[float], measured: Latency) -> Row:
+    typical_ms = median(passes_ms)
+    return Row(
+        *key, round(predicted_ms, 3), round(typical_ms, 3), round(min(passes_ms), 3), round(max(passes_ms), 3),
+        measured, round(predicted_ms / typical_ms - 1, 4),
+    )  # fmt: skip
 
 
 def errors_of(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:

@@ -25,7 +25,7 @@ LEVEL_LABELS = dict(
     zip(LEVELS, ("arithmetic", "instructions", "memory on the chip", "DRAM", "idle power x time"), strict=True)
 )
 OPERANDS = ("inputs", "weights", "outputs")
-MARKERS = {"text_encoder": "o", "unet": "s", "vae_encoder": "^", "vae_decoder": "v"}
+MARKERS = {"text_encoder": "o", "unet": "s", "unet_shallow": "D", "vae_encoder": "^", "vae_decoder": "v"}
 OTHERS = "no products"
 KIND_COLOURS = {"conv": 0, "depthwise": 6, "linear": 1, "attention": 2, OTHERS: 7}
 MAX_BINS = 100
@@ -156,14 +156,20 @@ def against_reality(rows: Sequence[Row], file: Path) -> None:
     for index, target in enumerate(targets):
         for component, marker in MARKERS.items():
             chosen = [row for row in rows if row.component == component and row.bundle.rpartition("-")[0] == target]
-            places = [row.fastest_ms for row in chosen], [row.predicted_ms for row in chosen]
+            places = [row.typical_ms for row in chosen], [row.predicted_ms for row in chosen]
             label = f"{target}, {component.replace('_', ' ')}"
             axes.plot(*places, marker, color=COLOURS[index], label=label, markersize=5, alpha=0.75)
-    ends = np.array([0.8 * min(row.fastest_ms for row in rows), 1.25 * max(row.fastest_ms for row in rows)])
+            for row in chosen:
+                between = [row.quickest_ms, row.slowest_ms]
+                axes.plot(between, [row.predicted_ms] * 2, color=COLOURS[index], linewidth=0.6, alpha=0.5)
+    ends = np.array([0.8 * min(row.quickest_ms for row in rows), 1.25 * max(row.slowest_ms for row in rows)])
     axes.plot(ends, ends, color="#555", linewidth=1)
     axes.fill_between(ends, 0.8 * ends, 1.2 * ends, color="#999", alpha=0.2, label="within 20%", linewidth=0)
     axes.set(
-        xscale="log", yscale="log", xlabel="measured, ms (the fastest run)", ylabel="predicted from the calibration, ms"
+        xscale="log",
+        yscale="log",
+        xlabel="measured, ms (median of the passes' fastest runs)",
+        ylabel="predicted from the calibration, ms",
     )
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.25)

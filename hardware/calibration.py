@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from .profiles import HOST, DataType, Figure, Point, Profile
 from .synthetic import Cell, cells, write_chain
 
 SHORT, LONG = 1, 5
-PASSES = 3  # over everything, minutes apart: a machine that is slow for a while is not so all the time
+PASSES = 3  # over everything, minutes apart: a machine that is slow or quick for a while is not so all the time
 BUDGET_SECONDS = 0.07  # for the timed runs of a chain in a pass, of which there are at least MIN_RUNS
 MIN_RUNS, MAX_RUNS = 5, 200
 PATIENCE = 10
@@ -123,21 +124,20 @@ def _is_installed(target: str) -> bool:
 
 
 class _Chains:
-    """The chains that are timed in an engine with weights of a type, and the shortest time of each so far."""
+    """The chains that are timed in an engine with weights of a type, and the shortest time of each in each pass."""
 
     def __init__(self, target: str, data_type: DataType, compute: str) -> None:
         self.target, self.data_type, self.compute = target, data_type, compute
         # Layers without a product have no integers: those of floats count.
         kept = BEFORE_CONVOLUTIONS if data_type == "int8" else None
         self.cells = tuple(one for one in cells() if one.is_product or kept is None or one.kind in kept)
-        self.seconds: dict[tuple[Cell, int], float] = {}
+        self.seconds: dict[tuple[Cell, int], list[float]] = {}
 
     def time_all(self) -> None:
         """One pass."""
         for cell, length in [*((cell, length) for cell in self.cells for length in (SHORT, LONG)), (ALMOST_NOTHING, 1)]:
             stored = self.data_type if cell.is_product else "float32"
-            taken = self._chain_seconds(cell, length, stored)
-            self.seconds[cell, length] = min(taken, self.seconds.get((cell, length), taken))
+            self.seconds.setdefault((cell, length), []).append(self._chain_seconds(cell, length, stored))
 
     def _chain_seconds(self, cell: Cell, length: int, stored: str) -> float:
         backend = backend_for(self.target)
@@ -153,16 +153,17 @@ class _Chains:
                 engine.close()
 
     def each(self) -> list[Timed]:
-        """What every cell takes: what a longer chain takes more, for each cell more."""
-        return [
-            Timed(cell, max((self.seconds[cell, LONG] - self.seconds[cell, SHORT]) / (LONG - SHORT), LEAST_SECONDS))
-            for cell in self.cells
-        ]
+        """What every cell takes: what a longer chain takes more, for each cell more, in the median of the passes."""
+        return [Timed(cell, max(self._more_seconds(cell), LEAST_SECONDS)) for cell in self.cells]
+
+    def _more_seconds(self, cell: Cell) -> float:
+        chains = zip(self.seconds[cell, LONG], self.seconds[cell, SHORT], strict=True)  # each pair moments apart
+        return median((long - short) / (LONG - SHORT) for long, short in chains)
 
     @property
     def call_seconds(self) -> float:
         """What calling an engine takes that does almost nothing."""
-        return max(self.seconds[ALMOST_NOTHING, 1], LEAST_SECONDS)
+        return max(median(self.seconds[ALMOST_NOTHING, 1]), LEAST_SECONDS)
 
 
 def _points(chains: _Chains) -> tuple[Point, ...]:
