@@ -151,8 +151,15 @@ def test_no_product_of_the_unet_is_lost_when_an_engine_renames_it(compressed, ta
         assert found.sparse_layers == 0
 
 
+def recorded_of_demo(stage_cache):
+    """The folder of the demo model's trajectories; other tests may have recorded shorter ones, or the tiny model's."""
+    files = stage_cache.glob("record_trajectories-*/unet-00001.npz")
+    of_demo = [file.parent for file in files if np.load(file)["sample"].shape[-1] == 32]
+    return max(of_demo, key=lambda folder: len(list(folder.iterdir())))
+
+
 def test_each_run_of_each_component_is_recorded(stage_cache, compressed):
-    (folder,) = {path.parent for path in stage_cache.glob("record_trajectories-*/unet-00001.npz")}
+    folder = recorded_of_demo(stage_cache)
     names = sorted(file.name.partition("-")[0] for file in folder.glob("*.npz"))
     # one keyframe of four steps with guidance: the prompt and the empty one, eight UNet calls
     assert names == ["text_encoder"] * 2 + ["unet"] * 8 + ["vae_decoder"] + ["vae_encoder"]
@@ -166,7 +173,7 @@ def split_into(most_bytes, model, more_bytes, whole=segments.split):
 
 
 def test_statistics_do_not_depend_on_how_the_graph_is_cut(stage_cache, compressed, tmp_path, monkeypatch):
-    (recorded,) = {path.parent for path in stage_cache.glob("record_trajectories-*/unet-00001.npz")}
+    recorded = recorded_of_demo(stage_cache)
     checkpoint = open_checkpoint(DEMO)
     recipe = read_recipe(str(compressed["onnxruntime-four"].parent.parent / "four.toml"))
     (tmp_path / "traced").mkdir()
