@@ -27,8 +27,8 @@ from ..runtime.camera import load_opencv
 from ..runtime.errors import printable
 from ..runtime.files import sha256_of
 from ..runtime.geometry import outside_mask
-from .clip import clip_data_uri
 from .drift import WINDOW, bench_drift
+from .loop import loop_data_uri
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
 from .prompt_agreement import PromptAgreement, check_clip
@@ -53,7 +53,7 @@ class Measured:
     result: BundleResult
     keyframes: NDArray[np.uint8]
     strip: NDArray[np.uint8]
-    clip: str | None
+    loop: str | None
 
 
 def run_bench(
@@ -96,8 +96,8 @@ def run_bench(
     for name, strip in strips.items():
         save_png(film_strip(list(strip)), out / name / "strip.png")
     write_results(results, out / "results.json")
-    clips = {name: each.clip for name, each in measured.items() if each.clip is not None}
-    write_report(results, strips, out / "report.html", clips)
+    loops = {name: each.loop for name, each in measured.items() if each.loop is not None}
+    write_report(results, strips, out / "report.html", loops)
     return results
 
 
@@ -190,9 +190,9 @@ def _measure(name: str, path: Path, settings: BenchSettings, on_progress: Callab
         result = measure_bundle(path, settings, work, lambda text: on_progress(f"{name}: {text}"))
         keyframes, strip = (np.load(work / f"{kind}.npy", allow_pickle=False) for kind in ("keyframes", "strip"))
         film = np.memmap(work / "film.raw", np.uint8, "r").reshape(-1, *strip.shape[1:])
-        clip = clip_data_uri(film, settings.motion.fps)
+        loop = loop_data_uri(film, settings.motion.fps)
         del film  # an open file can't be removed everywhere
-    return Measured(with_work(msgspec.structs.replace(result, name=name), path), keyframes, strip, clip)
+    return Measured(with_work(msgspec.structs.replace(result, name=name), path), keyframes, strip, loop)
 
 
 def _with_quality(one: Measured, measured: Mapping[str, Measured], settings: BenchSettings) -> BundleResult:

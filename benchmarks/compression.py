@@ -24,12 +24,13 @@ import msgspec
 import numpy as np
 
 from ..runtime.backends import Array
-from ..runtime.errors import OutzoomError, printable
+from ..runtime.errors import OutzoomError
 from ..runtime.files import atomic_file
 from .compressors import HELD_OUT_PROMPT, HELD_OUT_SEED, TORCH, Compressor, Ours, Rival, Task, rivals
 from .engines import EngineFile, outputs, time_in_turn
 from .machine import describe_machine
 from .results import Latency, ratio_of
+from .scripts import complain
 
 TARGETS = ("openvino-cpu", "onnxruntime")
 RECIPES = ("fp16", "int8", "int4", str(Path(__file__).parent / "recipes" / "linear-int4.toml"))
@@ -203,8 +204,7 @@ def main() -> int:
     try:
         _run(args)
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
+        return complain(error)
     return 0
 
 

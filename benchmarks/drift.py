@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from ..runtime import Painting, Zoom, load_image, open_bundle
-from ..runtime.files import atomic_file
 from ..runtime.geometry import outside_mask
 from .quality import Picture
-from .settings import BenchSettings, to_json
+from .scripts import write_json
+from .settings import BenchSettings
 from .temporal import Drift, Statistics, drift, statistics
 
 SCALE = 0.8
@@ -69,6 +69,5 @@ def bench_drift(
                 zoom, load_image(settings.picture, zoom.size), settings.prompt, settings.painting, keyframes,
                 partial(_named, on_progress, name),
             )  # fmt: skip
-    with atomic_file(out / "drift.json") as unfinished:
-        unfinished.write_bytes(msgspec.json.format(to_json(results), indent=1) + b"\n")
+    write_json(results, out / "drift.json")
     return results

@@ -25,13 +25,13 @@ from ..runtime import Bundle, OutzoomError, Painting, UserError, Zoom, open_bund
 from ..runtime.backends import Engine
 from ..runtime.bundle import HOISTED_INPUTS
 from ..runtime.errors import printable
-from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting
 from ..runtime.machine import peak_rss_bytes
 from .machine import describe_machine
 from .measure import CpuShare, random_feeds
 from .process import child_env
 from .results import Latency, Machine
+from .scripts import complain, write_json
 from .settings import DEMO_PROMPT
 
 Feeds = dict[str, NDArray[Any]]
@@ -229,10 +229,8 @@ def main() -> int:
     try:
         result = measure_hoisting(plain, hoisted, arguments.rounds, 2, arguments.processes, arguments.steps)
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
-    with atomic_file(arguments.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        return complain(error)
+    write_json(result, arguments.out)
     print(
         f"hoisted to plain: step {result.step_ratio:.3f} ({result.step_ratio_p10:.3f} to {result.step_ratio_p90:.3f}), "
         f"peak memory {result.peak_rss_ratio:.3f}, files of the step {result.step_size_ratio:.3f}"

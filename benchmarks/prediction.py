@@ -23,11 +23,11 @@ from ..hardware.calibration import PASSES, calibrate, fastest_seconds
 from ..hardware.costs import SUSTAINED_FRACTION
 from ..hardware.profiles import write_host
 from ..runtime import open_manifest
-from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting
 from .machine import describe_machine
 from .measure import random_feeds, run_alone
 from .results import Latency, Machine
+from .scripts import write_json
 from .settings import BenchSettings
 
 SCHEMA_VERSION = 1
@@ -124,8 +124,7 @@ def main() -> None:
         mean_absolute([row.error for row in published]), mean_absolute([row.fitted_error for row in published]),
         tuple(published),
     )  # fmt: skip
-    with atomic_file(given.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_json(result, given.out)
     if given.plot and rows:
         from .prediction_plots import against_reality
 

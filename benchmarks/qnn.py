@@ -29,9 +29,10 @@ from ..runtime.backends import Array, Engine, Loading, backend_for
 from ..runtime.backends.qnn_origin import PACKAGE, SOCS
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import OutzoomError, printable
-from ..runtime.files import atomic_file, scratch_directory
+from ..runtime.files import scratch_directory
 from .machine import describe_machine
 from .results import Machine
+from .scripts import complain, write_json
 
 SCHEMA_VERSION = 1
 RECIPES = ("a16w8", "a8w8")
@@ -189,8 +190,7 @@ def _write(args: argparse.Namespace, measurement: Measurement, entries: tuple[Co
         {name: version(name) for name in ("outzoom", "onnxruntime", PACKAGE)}, describe_machine(),
         {name: tuple(file.name for file in files) for name, files in measurement.samples.items()}, entries,
     )  # fmt: skip
-    with atomic_file(args.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_json(result, args.out)
 
 
 def _tell(event: stages.Event) -> None:
@@ -216,8 +216,7 @@ def main() -> int:
     try:
         run(args)
     except OutzoomError as error:
-        _say(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}")
-        return error.exit_code
+        return complain(error)
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .scripts import footnote
+
 Entry = dict[str, Any]
 
 
@@ -43,8 +45,7 @@ def _made(found: list[Entry], soc: str, reasons: list[str]) -> str:
     if entry is None:
         return "not tried"
     if entry["refused"]:
-        reasons += [] if entry["refused"] in reasons else [entry["refused"]]
-        return f"refused [{reasons.index(entry['refused']) + 1}]"
+        return f"refused {footnote(entry['refused'], reasons)}"
     return f"{entry['engine_bytes'] / 1e6:.1f}, {entry['compile_cpu_seconds']:.0f}"
 
 

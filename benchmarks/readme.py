@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime import PRESETS
 from . import memory_page, qnn_page
+from .scripts import footnote
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -424,8 +425,6 @@ def targets(result: dict[str, Any]) -> str:
         cells = [recipe]
         for name in names:
             entry = entries.get((name, recipe))
-            if entry is not None and entry["refused"] and entry["refused"] not in reasons:
-                reasons.append(entry["refused"])
             cells.append(_target_cell(entry, reasons))
         lines.append(_row(cells))
     lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
@@ -440,7 +439,7 @@ def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
     if entry is None:
         return "not tried"
     if entry["refused"]:
-        return f"refused [{reasons.index(entry['refused']) + 1}]"
+        return f"refused {footnote(entry['refused'], reasons)}"
     parts = entry["components"].values()
     parities = [part["parity_psnr_db"] for part in parts if part["parity_psnr_db"] is not None]
     parity = f"{min(parities):.0f} dB" if parities else "equal"
@@ -492,9 +491,7 @@ def _engine_cell(found: list[dict[str, Any]], reasons: list[str]) -> str:
     cell = f"{built[0]['onnx_bytes'] / 1e6:.1f}, {built[0]['engine_bytes'] / 1e6:.1f}" if built else ""
     for entry in found:
         if entry["refused"]:
-            reason = entry["refused"].rstrip(".")
-            reasons += [] if reason in reasons else [reason]
-            mark = f"refused [{reasons.index(reason) + 1}]"
+            mark = f"refused {footnote(entry['refused'].rstrip('.'), reasons)}"
             cell = mark if not built else f"{cell}; {entry['capability']} {mark}"
             if not built:
                 break

@@ -25,7 +25,6 @@ from ..runtime import Motion, OutzoomError, Painting, VideoReader, VideoWriter, 
 from ..runtime.border import BorderRenderer, Painted, layout_for
 from ..runtime.camera import Camera, CameraMotion, load_opencv
 from ..runtime.errors import printable
-from ..runtime.files import atomic_file
 from ..runtime.geometry import in_between
 from ..runtime.video_reader import Picture
 from ..runtime.video_zoom import Surround, VideoZoom
@@ -33,6 +32,7 @@ from ..runtime.zoom import FEATHER_FRACTION, Zoom
 from .machine import describe_machine
 from .measure import CpuShare, rss_bytes
 from .results import Latency, Machine
+from .scripts import complain, write_json
 from .settings import DEMO_PROMPT
 
 SCHEMA_VERSION = 1
@@ -225,10 +225,8 @@ def main() -> int:
     try:
         result = measure_rendering(arguments.bundle, arguments.runs, arguments.frames)
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
-    with atomic_file(arguments.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        return complain(error)
+    write_json(result, arguments.out)
     said: dict[str, Any] = {"still": (result.still, result.memory_still), "video": (result.video, result.memory_video)}
     for name, (speed, memory) in said.items():
         print(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from ..runtime.errors import OutzoomError, UserError, printable
-from ..runtime.files import atomic_file
+from ..runtime.errors import OutzoomError, UserError
 from .results import BundleResult, Machine, Results, read_results
+from .scripts import complain, write_json
 
 FIGURES: dict[str, Callable[[BundleResult], float]] = {
     "keyframe_ms": lambda bundle: bundle.zoom.keyframe.median_ms,
@@ -75,10 +75,8 @@ def main() -> int:
     try:
         found = repeated([read_results(file) for file in args.runs])
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
-    with atomic_file(args.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        return complain(error)
+    write_json(found, args.out)
     for name, figures in found.bundles.items():
         print(name, *(f"{figure} {one.spread:.0%}" for figure, one in figures.items()))
     return 0

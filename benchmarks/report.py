@@ -40,7 +40,7 @@ COMPONENT_LABELS = {
 }
 
 Strips = Mapping[str, NDArray[np.uint8]]  # by bundle; uint8 RGB (frames, height, width, 3)
-Clips = Mapping[str, str]  # by bundle; data URIs of its zoom
+Loops = Mapping[str, str]  # by bundle; data URIs of its zoom
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class ExecutedRow:
     ratio: float | None
 
 
-def write_report(results: Results, strips: Strips, path: Path, clips: Clips = MappingProxyType({})) -> None:
+def write_report(results: Results, strips: Strips, path: Path, loops: Loops = MappingProxyType({})) -> None:
     """Write the page, atomically."""
     with atomic_file(path) as partial:
-        partial.write_text(render_report(results, strips, clips), "utf-8")
+        partial.write_text(render_report(results, strips, loops), "utf-8")
 
 
-def render_report(results: Results, strips: Strips, clips: Clips = MappingProxyType({})) -> str:
+def render_report(results: Results, strips: Strips, loops: Loops = MappingProxyType({})) -> str:
     """The page as HTML. Names and texts from bundles and the command line are escaped."""
     filters: dict[str, Callable[..., Any]] = {
         "digits": digits, "mb": mb, "seconds": seconds, "similarity": similarity, "png": png_data_uri,
@@ -94,7 +94,7 @@ def render_report(results: Results, strips: Strips, clips: Clips = MappingProxyT
         component_charts=[_component_chart(results, name, label) for name, label in labels.items()],
         charts=_bundle_charts(results),
         strips=strips,
-        clips=clips,
+        loops=loops,
         min_runs=MIN_RUNS,
         passes=settings.painting.steps * (2 if settings.painting.guidance > 1 else 1),
     )

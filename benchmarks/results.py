@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_file
+from .scripts import write_json
 from .settings import BenchSettings, from_json, to_json
 
 SCHEMA_VERSION = 1
@@ -268,8 +268,7 @@ def results_as_dict(results: Results) -> dict[str, Any]:
 
 def write_results(results: Results, path: Path) -> None:
     """Write `results.json`, atomically."""
-    with atomic_file(path) as partial:
-        partial.write_bytes(msgspec.json.format(to_json(results), indent=1) + b"\n")
+    write_json(results, path)
 
 
 def read_results(path: Path) -> Results:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from .results import SCHEMA_VERSION, Results
+from .scripts import write_json
 
 FILE = Path(__file__).parent.parent / "docs" / "results.schema.json"
 
@@ -29,4 +30,4 @@ def _path(kind: type) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(results_schema()), indent=1) + b"\n")
+    write_json(results_schema(), FILE)

@@ -21,10 +21,10 @@ from ..export import Plan, Shapes, build, open_checkpoint, read_recipe
 from ..export.targets import FORMS
 from ..runtime.backends import BACKENDS
 from ..runtime.bundle import Bundle
-from ..runtime.errors import OutzoomError, printable
-from ..runtime.files import atomic_file
+from ..runtime.errors import OutzoomError
 from .machine import describe_machine
 from .results import Machine
+from .scripts import complain, write_json
 
 SCHEMA_VERSION = 1
 RECIPES = ("fp32", "fp16", "int8", "int4", "kmeans4", "pruned", "sparse24", "narrow", "mixed")
@@ -101,8 +101,7 @@ def _write(checkpoint: str, entries: tuple[Entry, ...], out: Path) -> None:
         SCHEMA_VERSION, command, time.strftime("%Y-%m-%d"), version("outzoom"), open_checkpoint(checkpoint).name,
         describe_machine(), {name: backend.absent() for name, backend in BACKENDS.items()}, entries,
     )  # fmt: skip
-    with atomic_file(out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_json(result, out)
 
 
 def main() -> int:
@@ -117,8 +116,7 @@ def main() -> int:
     try:
         run(args.checkpoint, args.targets, args.recipes, args.work, args.out)
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
+        return complain(error)
     return 0
 
 

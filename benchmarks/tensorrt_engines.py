@@ -25,11 +25,12 @@ from ..runtime.backends.tensorrt_origin import ENGINE_NAME
 from ..runtime.bundle import Bundle
 from ..runtime.engines import engine_files
 from ..runtime.errors import OutzoomError, printable
-from ..runtime.files import atomic_file, scratch_directory
+from ..runtime.files import scratch_directory
 from ..runtime.shapes import dimensions
 from .machine import describe_machine
 from .process import child_env, run_measured
 from .results import Machine
+from .scripts import complain, write_json
 
 SCHEMA_VERSION = 1
 CAPABILITIES = ("8.6", "8.7", "8.9", "12.0")
@@ -124,8 +125,7 @@ def _write(args: argparse.Namespace, model: str, entries: tuple[Built, ...]) -> 
         SCHEMA_VERSION, f"python -m outzoom.benchmarks.tensorrt_engines BUNDLE... --out {args.out.name}",
         time.strftime("%Y-%m-%d"), RTX, TensorRt(RTX).version(), model, describe_machine(), entries,
     )  # fmt: skip
-    with atomic_file(args.out) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_json(result, args.out)
 
 
 def main() -> int:
@@ -148,8 +148,7 @@ def main() -> int:
         else:
             run(args)
     except OutzoomError as error:
-        print(f"error: {printable(str(error))}\n  hint: {printable(error.hint)}", file=sys.stderr)
-        return error.exit_code
+        return complain(error)
     return 0
 
 

@@ -22,12 +22,12 @@ from ..runtime import UserError, VideoReader, open_bundle
 from ..runtime.border import BorderRenderer, Layout, Painted, layout_for
 from ..runtime.camera import CameraMotion
 from ..runtime.errors import printable
-from ..runtime.files import atomic_file
 from ..runtime.inpainting import Inpainting, Painting
 from ..runtime.shapes import Size
 from ..runtime.video_zoom import Surround, VideoZoom
 from .quality import Mask, Picture, border_psnr_db, border_ssim, seam_ratio
-from .settings import BenchSettings, to_json
+from .scripts import write_json
+from .settings import BenchSettings
 from .temporal import Flow, backward_flow, flicker_levels, statistics
 
 KEYFRAMES_EVERY = (1, 2, 5, 10)
@@ -282,6 +282,5 @@ def bench_video(
                 on_progress=partial(_named, on_progress, name),
             )  # fmt: skip
     bench = VideoBench(printable(str(video)), settings, results)
-    with atomic_file(out / "video.json") as unfinished:
-        unfinished.write_bytes(msgspec.json.format(to_json(bench), indent=1) + b"\n")
+    write_json(bench, out / "video.json")
     return bench

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from outzoom.benchmarks import read_results
-from outzoom.benchmarks.clip import clip_data_uri
+from outzoom.benchmarks.loop import loop_data_uri
 from outzoom.benchmarks.report import write_report
 
 # Of each element with text of its own: the contrast of its colour with the first opaque background behind it.
@@ -46,7 +46,7 @@ def report(committed, tmp_path_factory):
         for i, bundle in enumerate(results.bundles)
     }
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(results, strips, path, {name: clip_data_uri(strip, 4) for name, strip in strips.items()})
+    write_report(results, strips, path, {name: loop_data_uri(strip, 4) for name, strip in strips.items()})
     return path
 
 

@@ -13,11 +13,11 @@ from ..runtime import MissingPackageError, VideoWriter
 from .report_parts import smaller
 
 
-def clip_data_uri(frames: NDArray[np.uint8], fps: float) -> str | None:
+def loop_data_uri(frames: NDArray[np.uint8], fps: float) -> str | None:
     """An MP4 of uint8 RGB frames (frames, height, width, 3), shown smaller; None where PyAV is not installed."""
     small = [smaller(frame) for frame in frames]
     height, width = small[0].shape[:2]
-    with tempfile.TemporaryDirectory(prefix="outzoom-clip-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outzoom-loop-") as folder:
         path = Path(folder) / "zoom.mp4"
         try:
             with VideoWriter(path, width, height, fps) as writer:
