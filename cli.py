@@ -300,6 +300,10 @@ def bench(
         tuple[Path, Path] | None,
         typer.Option(metavar="BEFORE AFTER", help="no bundles: two results.json; exit code 1 if anything got worse"),
     ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(metavar="SPREAD", help="--compare: how far runs lie apart, from outzoom.benchmarks.repeat"),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="for results.json and report.html")] = Path("bench"),
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: the demo's")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what is around it")] = None,
@@ -327,6 +331,10 @@ def bench(
     drift: Annotated[
         int | None, typer.Option(metavar="N", help="also zoom out over N keyframes, 20 or more; write drift.json")
     ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="RESULT", help="show other pipelines in the report: from outzoom.benchmarks.keyframe"),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(metavar="RESULTS", help="settings of another results.json, but for those given here")
     ] = None,
@@ -337,14 +345,17 @@ def bench(
         from .benchmarks import BenchSettings, read_results, results_as_dict, run_bench
         from .benchmarks.bench import bench_more, check_more
         from .benchmarks.energy import obstacle
+        from .benchmarks.keyframe_result import read_keyframe_result
     except ImportError as error:
         raise MissingPackageError(error.name or "matplotlib", "bench", "bench") from error
 
     if compare is not None:
         if bundles:
             raise UserError("--compare takes two results and no bundles", hint="leave the bundles out")
-        _compare(*compare, as_json)
+        _compare(*compare, noise, as_json)
         return
+    if noise is not None:
+        raise UserError("--noise goes with --compare", hint="outzoom bench --compare BEFORE AFTER --noise SPREAD.json")
     if not bundles:
         raise UserError("no bundle was named", hint="outzoom bench BUNDLE..., or --compare BEFORE AFTER")
     given: dict[str, Any] = {
@@ -354,6 +365,7 @@ def bench(
     scenario = read_results(like).settings if like else BenchSettings()
     settings = replace(scenario, **{name: value for name, value in given.items() if value is not None})
     check_more(video, drift)
+    others = read_keyframe_result(beside) if beside else None
     if why := obstacle():
         warn(why)
     with progress_bars() as progress:
@@ -362,7 +374,7 @@ def bench(
         def on_progress(text: str) -> None:
             progress.update(task, description=text, advance=1)
 
-        results = run_bench(bundles, out, settings, on_progress)
+        results = run_bench(bundles, out, settings, on_progress, others)
         progress.update(task, total=None)
         more = bench_more(bundles, out, settings, video, drift, on_progress)
 
@@ -373,13 +385,14 @@ def bench(
     show(as_json, {**results_as_dict(results), **more}, print_paths)
 
 
-def _compare(before: Path, after: Path, as_json: bool) -> None:
+def _compare(before: Path, after: Path, noise: Path | None, as_json: bool) -> None:
     """Show what changed; ends the command with 1 if anything got worse beyond noise."""
     from .benchmarks.compare import compare, machines_differ
+    from .benchmarks.repeat import read_repeated
     from .benchmarks.results import read_results
 
     results = read_results(before), read_results(after)
-    changes = compare(*results)
+    changes = compare(*results, read_repeated(noise) if noise else None)
     if machines_differ(*results):
         warn("the two were measured on different machines: times can't be compared")
     shown = {"changes": [{**asdict(one), "ratio": round(one.ratio, 4)} for one in changes]}
@@ -467,8 +480,8 @@ def devices(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine; takes minutes")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the devices that can be predicted, and the targets that run here; or measure this machine."""
-    from .doctor import examine
+    """List devices that can be predicted, and targets with the recipes that go for them; or measure this machine."""
+    from .doctor import examine, recipes_by_target
     from .hardware import known_devices, read_profile
     from .hardware.profiles import HOST, host_file, write_host
 
@@ -481,7 +494,7 @@ def devices(
     profiles = [read_profile(name) for name in known_devices()]
     if host_file().is_file():
         profiles.append(read_profile(HOST))
-    targets = examine()["targets"]
+    targets, recipes = examine()["targets"], recipes_by_target()
     result = {
         "devices": {
             profile.name: {
@@ -491,9 +504,10 @@ def devices(
             for profile in profiles
         },
         "targets": targets,
+        "recipes": recipes,
         "host": str(host_file()) if host_file().is_file() else None,
     }  # fmt: skip
-    show(as_json, result, lambda: print_devices(profiles, targets))
+    show(as_json, result, lambda: print_devices(profiles, targets, recipes))
 
 
 @app.command("compile")

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .runtime.backends import BACKENDS
 from .runtime.errors import OutzoomError
 from .runtime.machine import cpu
+
+BUILT = Path(__file__).parent / "benchmarks" / "results" / "targets.json"
+
+
+def recipes_by_target() -> dict[str, dict[str, dict[str, Any]]]:
+    """What became of each recipe for each target when outzoom.benchmarks.targets built them of the demo model.
+
+    `made` is when there are engines, "ahead" or "on device", or "refused", for a `reason`; then the parts, with bytes
+    and parity in dB.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in json.loads(BUILT.read_text("utf-8"))["entries"]:
+        refused = entry["refused"]
+        made = {"made": entry["made"] if refused is None else "refused", "reason": refused}
+        found.setdefault(entry["target"], {})[entry["recipe"]] = {**made, "components": entry["components"]}
+    return found
 
 
 def examine() -> dict[str, Any]:

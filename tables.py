@@ -124,8 +124,10 @@ def print_predictions(found: Survey, out: Path | None) -> None:
         out_console.print(f"{out / 'predict.html'}, {out / 'predict.json'}")
 
 
-def print_devices(profiles: list[Profile], targets: dict[str, str]) -> None:
-    """The devices that are known, and what can run here."""
+def print_devices(
+    profiles: list[Profile], targets: dict[str, str], recipes: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+    """The devices that are known, what can run here, and which recipes go for which target."""
     table = Table(box=None, pad_edge=False)
     table.add_column("device", no_wrap=True)
     for column in ("TOPS", "GB/s", "on chip, MB", "W", "unverified"):
@@ -140,6 +142,22 @@ def print_devices(profiles: list[Profile], targets: dict[str, str]) -> None:
     out_console.print(table)
     for target, state in targets.items():
         out_console.print(f"target {target} on this machine: {state}")
+    print_recipes(recipes)
+
+
+def print_recipes(recipes: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """For each target when its engines are made and which recipes it takes, and why it refuses the others."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("target", "engines", "takes the recipes"):
+        table.add_column(column, overflow="fold")
+    for target, entries in recipes.items():
+        taken = {recipe: entry["made"] for recipe, entry in entries.items() if entry["made"] != "refused"}
+        table.add_row(target, " and ".join(sorted(set(taken.values()))), " ".join(taken) or "none")
+    out_console.print(table)
+    for target, entries in recipes.items():
+        for reason in dict.fromkeys(entry["reason"] for entry in entries.values() if entry["reason"]):
+            refused = ", ".join(recipe for recipe, entry in entries.items() if entry["reason"] == reason)
+            out_console.print(f"{target} refuses {refused}: {reason}", markup=False)
 
 
 def print_doctor(report: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from ..runtime.errors import printable
 from ..runtime.files import sha256_of
 from ..runtime.geometry import outside_mask
 from .drift import WINDOW, bench_drift
+from .keyframe_result import KeyframeResult
 from .loop import loop_data_uri
 from .machine import describe_machine
 from .process import measure_bundle, measure_runtime_import
@@ -61,11 +62,13 @@ def run_bench(
     out: Path,
     settings: BenchSettings | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
+    beside: KeyframeResult | None = None,
 ) -> Results:
     """Measure each bundle in a fresh process; write OUT/results.json, OUT/report.html and OUT/<bundle>/strip.png.
 
     `on_progress` is told what begins, `settings.stage_count(len(bundles))` times. Everything that can be wrong
-    with the input raises UserError before the first measurement; nothing is written before the last one.
+    with the input raises UserError before the first measurement; nothing is written before the last one. `beside`
+    is taken into the report: other pipelines that painted beside ours, in another run.
     """
     settings = settings or BenchSettings()
     _check(bundles, out, settings)
@@ -91,6 +94,7 @@ def run_bench(
         runtime_import=runtime_import,
         bundles=tuple(_with_prompt_agreement(with_energy, measured, settings)),
         roofs=measured_roofs(),
+        beside=beside,
     )
     strips = {name: each.strip for name, each in measured.items()}
     for name, strip in strips.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..runtime.errors import UserError
+from .repeat import Repeated, Spread
 from .results import BundleResult, Latency, Results
 from .settings import BenchSettings
 
@@ -34,12 +35,13 @@ class Change:
         return self.after / self.before if self.before else float("inf")
 
 
-def compare(before: Results, after: Results) -> list[Change]:
+def compare(before: Results, after: Results, noise: Repeated | None = None) -> list[Change]:
     """Every figure of the bundles that both have. Raises UserError where there is none, or the settings differ.
 
     Times differ beyond noise where the ranges from their 10th to their 90th percentile do not meet and the medians
     differ by 3%; peak memory by 5%, bytes on disk by 1%, PSNR by 0.5 dB; a keyframe's energy by 5%, if it was measured
-    by the same counter both times.
+    by the same counter both times. With `noise`, how far runs of one scenario lay apart, a figure of a bundle that it
+    has must differ by more than it did there.
     """
     if (
         _measured_with(before.settings) != _measured_with(after.settings)
@@ -57,7 +59,16 @@ def compare(before: Results, after: Results) -> list[Change]:
             f"the two results have no bundle in common: {names[0]} before, {names[1]} after",
             hint="compare results of the same bundles",
         )
-    return [change for one, other in pairs for change in _changes(one, other)]
+    spreads = noise.bundles if noise else {}
+    changes = [change for one, other in pairs for change in _changes(one, other)]
+    return [_beyond(change, spreads.get(change.bundle, {}).get(change.figure)) for change in changes]
+
+
+def _beyond(change: Change, spread: Spread | None) -> Change:
+    """The change, as noise if runs that should be equal lay as far apart."""
+    if spread is None or max(change.ratio, 1 / change.ratio) > 1 + spread.spread:
+        return change
+    return replace(change, verdict="within noise")
 
 
 def _measured_with(settings: BenchSettings) -> BenchSettings:

@@ -2,10 +2,11 @@
 
     python -m outzoom.benchmarks.keyframe BUNDLE... --rival openvino.genai PYTHON MODEL --rival ... --out RESULT.json
 
-PYTHON has the environment of benchmarks/rivals/openvino-genai.txt (of optimum.txt for diffusers and optimum, though
-diffusers may be ours); MODEL is what `optimum-cli export openvino` or `export onnx` makes of the checkpoint that the
-bundles were built of, and for diffusers the checkpoint. Every side has a process of its own, with the same picture,
-mask, prompt, steps and guidance, and they paint in turn; the first round is not counted. Ratios are to the first rival.
+PYTHON has the environment of benchmarks/rivals/openvino-genai.txt, of optimum.txt for diffusers and optimum, though
+diffusers may be ours, or of stable-diffusion-cpp.txt. MODEL is what `optimum-cli export openvino` or `export onnx` made
+of the checkpoint that the bundles were built of, and for diffusers and stable-diffusion.cpp the checkpoint. Every side
+has a process of its own, with the same picture, mask, prompt, steps and guidance, and they paint in turn; the first
+round is not counted. Ratios are to the first rival.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..runtime import PRESETS, OutzoomError, load_image, open_bundle, open_manifest, preset, save_png
 from ..runtime.geometry import outside_mask, paste_centered
 from ..runtime.machine import parse_bytes, peak_rss_bytes
 from ..runtime.shapes import Size
+from .keyframe_result import KeyframeResult, SideResult
 from .machine import describe_machine
 from .results import ratio_of
+from .scripts import write_json
 from .settings import DEMO_PICTURE, DEMO_PROMPT
 
 MODULE = "outzoom.benchmarks.keyframe"
@@ -40,6 +44,7 @@ RIVALS = {  # scripts, and arguments of their own
     "diffusers-bfloat16": ("diffusers_keyframe.py", "--dtype", "bfloat16"),
     "optimum-onnxruntime": ("optimum_keyframe.py",),
     "optimum-openvino": ("optimum_keyframe.py",),
+    "stable-diffusion.cpp": ("stable_diffusion_cpp_keyframe.py",),
 }
 SCALE = 0.5  # of the known picture in the keyframe
 COMMAND = "python -m outzoom.benchmarks.keyframe BUNDLE... --rival NAME PYTHON MODEL ... --out RESULT.json"
@@ -97,6 +102,8 @@ def serve(args: argparse.Namespace) -> None:
         print(json.dumps({"load_seconds": round(time.perf_counter() - started, 2)}), flush=True)
         picture, mask = load_image(args.picture), load_image(args.mask)[..., 0] > 127
         painting = replace(preset(args.serve), guidance=args.guidance)
+        if args.steps is not None:
+            painting = replace(painting, steps=args.steps)
         for _ in sys.stdin:
             started = time.perf_counter()
             made = zoom.inpainting.paint(picture, mask, args.prompt, painting)
@@ -116,14 +123,13 @@ def run(args: argparse.Namespace) -> None:
     for figure in figures.values():
         if reference is not None:
             figure["ratio"] = ratio_of(figure["keyframe_seconds"], figures[reference]["keyframe_seconds"])
-    result = {
-        "command": COMMAND, "date": time.strftime("%Y-%m-%d"), "machine": machine.cpu_model,
-        "cores": machine.usable_cores, "load_before": machine.load_average_1min, "packages": machine.packages,
-        "bundle": ", ".join(f"{one.target}-{one.recipe.name}" for one in manifests),
-        "checkpoint": manifests[0].source.name, "size": size, "guidance": args.guidance, "rounds": args.rounds,
-        "reference": reference, "sides": figures,
-    }  # fmt: skip
-    args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    result = KeyframeResult(
+        COMMAND, time.strftime("%Y-%m-%d"), machine.cpu_model, machine.usable_cores, machine.load_average_1min,
+        machine.packages, ", ".join(f"{one.target}-{one.recipe.name}" for one in manifests),
+        manifests[0].source.name, size, args.guidance, args.rounds, reference,
+        msgspec.convert(figures, dict[str, SideResult]), args.steps,
+    )  # fmt: skip
+    write_json(result, args.out)
 
 
 def given(args: argparse.Namespace, scratch: Path, size: Size) -> tuple[str, ...]:
@@ -139,6 +145,8 @@ def given(args: argparse.Namespace, scratch: Path, size: Size) -> tuple[str, ...
 def sides(args: argparse.Namespace, scratch: str, all_take: tuple[str, ...]) -> list[Side]:
     """Ours, of each bundle with each preset and then with each limit of memory, and the rivals."""
     mine = (*all_take, *(("--cache", str(args.cache)) if args.cache else ()))
+    mine += ("--steps", str(args.steps)) if args.steps is not None else ()
+    steps = preset("quality").steps if args.steps is None else args.steps
     found = []
     for bundle in args.bundles:
         of_bundle = f"{bundle.resolve().name}, " if len(args.bundles) > 1 else ""
@@ -149,7 +157,7 @@ def sides(args: argparse.Namespace, scratch: str, all_take: tuple[str, ...]) -> 
         ]
     for name, python, model in args.rival:
         script, *own = RIVALS[name]
-        theirs = ("--model", model, "--steps", str(preset("quality").steps), "--out", f"{scratch}/made.png")
+        theirs = ("--model", model, "--steps", str(steps), "--out", f"{scratch}/made.png")
         found.append(Side(name, (python, str(SCRIPTS / script), *theirs, *all_take, *own)))
     return found
 
@@ -169,6 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--steps", type=int, help="of a keyframe; default: what each preset has, the rivals 20")
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--limits", nargs="*", default=[], help="also paint with these limits of memory")
     parser.add_argument("--segmented", type=Path, help="the bundle for that, its UNet in segments")

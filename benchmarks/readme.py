@@ -346,12 +346,13 @@ def demo_switches(result: dict[str, Any]) -> str:
 def keyframe(result: dict[str, Any]) -> str:
     """A keyframe and its memory, beside other pipelines'; from outzoom.benchmarks.keyframe."""
     width, height = result["size"]
+    steps = f", {result['steps']} steps" if result.get("steps") else ""
     has_intervals = all("low" in side["ratio"] for side in result["sides"].values())
     ends, spread = (("low", "high"), "95% interval of the median") if has_intervals else (("p10", "p90"), "p10-p90")
     lines = [
-        f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}, painted in "
-        f"turn {result['rounds']} times after one that is not counted; {result['machine']}, {result['cores']} cores, "
-        f"load average {result['load_before']:.1f} before:",
+        f"`{result['checkpoint']}`, {result['bundle']}, {width}x{height}, guidance {result['guidance']:g}{steps}, "
+        f"painted in turn {result['rounds']} times after one that is not counted; {result['machine']}, "
+        f"{result['cores']} cores, load average {result['load_before']:.1f} before:",
         "",
         f"| | a keyframe, s (min-max) | to {result['reference']}'s ({spread}) | peak memory, GiB |",
         "|---|---|---|---|",
@@ -410,29 +411,33 @@ def live(result: dict[str, Any]) -> str:
 
 
 def targets(result: dict[str, Any]) -> str:
-    """Which recipe goes for which target; from outzoom.benchmarks.targets."""
+    """Which recipe goes for which target, and what becomes of each component; from outzoom.benchmarks.targets."""
     entries = {(entry["target"], entry["recipe"]): entry for entry in result["entries"]}
     names, recipes = (list(dict.fromkeys(key[index] for key in entries)) for index in (0, 1))
-    lines = [
-        f"`{result['checkpoint']}`, every bundle built; megabytes on disk, lowest parity of a component in dB; "
-        f"{result['machine']['cpu_model']}, {result['machine']['usable_cores']} cores:",
-        "",
-        _row(["recipe", *(f"`{name}`" for name in names)]),
-        "|" + "---|" * (len(names) + 1),
-    ]
+    machine = result["machine"]
     reasons: list[str] = []
-    for recipe in recipes:
-        cells = [recipe]
-        for name in names:
-            entry = entries.get((name, recipe))
-            cells.append(_target_cell(entry, reasons))
-        lines.append(_row(cells))
+    lines = [
+        f"`{result['checkpoint']}`, every bundle built on {machine['cpu_model']}, {machine['usable_cores']} cores; "
+        "megabytes on disk, the lowest parity of a component in dB, and the seconds that it took beyond the stages "
+        "that others had run:",
+        "",
+        _row(["target", "engines", *recipes]),
+        "|" + "---|" * (len(recipes) + 2),
+    ]
+    for name in names:
+        made = next(entry["made"] for (target, _), entry in entries.items() if target == name)
+        cells = [_target_cell(entries.get((name, recipe)), reasons) for recipe in recipes]
+        lines.append(_row([f"`{name}`", made, *cells]))
     lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
-    checked = {entry["target"]: entry["checked_on"] for entry in entries.values() if entry["checked_on"]}
-    lines += ["", *(f"The parity of `{name}` was measured on the engines of `{on}`." for name, on in checked.items())]
+    checked: dict[str, list[str]] = {}
+    for (name, _), entry in entries.items():
+        if entry["checked_on"] and name not in checked.setdefault(entry["checked_on"], []):
+            checked[entry["checked_on"]].append(name)
+    for on, those in checked.items():
+        lines += ["", f"The parity of {', '.join(f'`{name}`' for name in those)} was measured on engines of `{on}`."]
     away = {name: reason for name, reason in result["absent"].items() if reason and name in names}
-    lines += [f"Built, not run, `{name}`: {reason}." for name, reason in away.items()]
-    return "\n".join(lines).rstrip()
+    lines += ["", *(f"- Built, not run, `{name}`: {reason}." for name, reason in away.items())]
+    return "\n".join([*lines, "", *_component_table(entries, names, recipes)])
 
 
 def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
@@ -441,9 +446,28 @@ def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
     if entry["refused"]:
         return f"refused {footnote(entry['refused'], reasons)}"
     parts = entry["components"].values()
+    size_mb = sum(part["size_bytes"] for part in parts) / 1e6
+    return f"{size_mb:.1f} MB, {_least_db(list(parts))}, {entry['seconds']:.0f} s"
+
+
+def _least_db(parts: list[dict[str, Any]]) -> str:
     parities = [part["parity_psnr_db"] for part in parts if part["parity_psnr_db"] is not None]
-    parity = f"{min(parities):.0f} dB" if parities else "equal"
-    return f"{sum(part['size_bytes'] for part in parts) / 1e6:.1f} MB, {parity}"
+    return f"{min(parities):.0f} dB" if parities else "equal"
+
+
+def _component_table(entries: dict[tuple[str, str], dict[str, Any]], names: list[str], recipes: list[str]) -> list[str]:
+    """Size and parity of each component by itself, folded away: it has a row for each target and component."""
+    components = list(dict.fromkeys(name for entry in entries.values() for name in entry["components"]))
+    lines = [
+        "<details><summary>Each component by itself: megabytes and parity</summary>", "",
+        _row(["target", "component", *recipes]), "|" + "---|" * (len(recipes) + 2),
+    ]  # fmt: skip
+    for name in names:
+        for component in components:
+            parts = [entries.get((name, recipe), {}).get("components", {}).get(component) for recipe in recipes]
+            cells = [f"{part['size_bytes'] / 1e6:.1f}, {_least_db([part])}" if part else "" for part in parts]
+            lines.append(_row([f"`{name}`", component, *cells]))
+    return [*lines, "", "</details>"]
 
 
 def tensorrt(result: dict[str, Any]) -> str:

@@ -2,14 +2,15 @@
 
     python -m outzoom.benchmarks.repeat RESULTS.json RESULTS.json ... --out SPREAD.json
 
-The files are of `outzoom bench`, the second and later ones with `--like` the first.
+The files are of `outzoom bench`, the second and later ones with `--like` the first. The spread is what `outzoom bench
+--compare BEFORE AFTER --noise SPREAD.json` takes for noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,13 +19,17 @@ from ..runtime.errors import OutzoomError, UserError
 from .results import BundleResult, Machine, Results, read_results
 from .scripts import complain, write_json
 
-FIGURES: dict[str, Callable[[BundleResult], float]] = {
-    "keyframe_ms": lambda bundle: bundle.zoom.keyframe.median_ms,
-    "frames_per_second": lambda bundle: bundle.zoom.frames_per_second,
-    "open_ms": lambda bundle: bundle.open.from_process_start_ms,
-    "peak_rss_bytes": lambda bundle: bundle.memory.peak_rss_bytes,
-    "unet_ms": lambda bundle: bundle.components["unet"].latency.median_ms,
-}
+
+def figures_of(bundle: BundleResult) -> dict[str, float]:
+    """What differs from run to run, under the names that `compare` has for it, and two more."""
+    return {
+        "keyframe_ms": bundle.zoom.keyframe.median_ms,
+        "between_frame_ms": bundle.zoom.between_frame.median_ms,
+        "frames_per_second": bundle.zoom.frames_per_second,
+        "open_ms": bundle.open.from_process_start_ms,
+        "peak_rss_bytes": float(bundle.memory.peak_rss_bytes),
+        **{f"{name}_ms": one.latency.median_ms for name, one in bundle.components.items()},
+    }
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -54,12 +59,26 @@ def repeated(runs: Sequence[Results]) -> Repeated:
                 f"the run of {run.created_utc} is of another scenario than that of {first.created_utc}",
                 hint="outzoom bench --like FIRST with the same bundles",
             )
-    bundles = {
-        name: {figure: _spread([float(value(run.bundles[i])) for run in runs]) for figure, value in FIGURES.items()}
-        for i, name in enumerate(names)
-    }
+    bundles = {name: _spreads([figures_of(run.bundles[index]) for run in runs]) for index, name in enumerate(names)}
     loads = tuple(run.machine.load_average_1min for run in runs)
     return Repeated(tuple(run.created_utc for run in runs), first.machine, loads, bundles)
+
+
+def read_repeated(path: Path) -> Repeated:
+    """What this script wrote. Raises UserError for a file that is not that."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Repeated)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(
+            f"'{path}' does not say how far runs lie apart: {error}",
+            hint="python -m outzoom.benchmarks.repeat RESULTS.json RESULTS.json ... --out SPREAD.json",
+        ) from error
+
+
+def _spreads(figures: Sequence[dict[str, float]]) -> dict[str, Spread]:
+    """Of each figure that all runs have."""
+    common = [name for name in figures[0] if all(name in one for one in figures)]
+    return {name: _spread([one[name] for one in figures]) for name in common}
 
 
 def _spread(values: Sequence[float]) -> Spread:

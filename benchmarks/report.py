@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.files import atomic_file
+from .beside import beside
 from .memory_chart import memory_charts
 from .pages import render
 from .plots import COLOURS, Bar, bar_chart
@@ -72,7 +73,7 @@ def write_report(results: Results, strips: Strips, path: Path, loops: Loops = Ma
 def render_report(results: Results, strips: Strips, loops: Loops = MappingProxyType({})) -> str:
     """The page as HTML. Names and texts from bundles and the command line are escaped."""
     filters: dict[str, Callable[..., Any]] = {
-        "digits": digits, "mb": mb, "seconds": seconds, "similarity": similarity, "png": png_data_uri,
+        "digits": digits, "mb": mb, "seconds": seconds, "similarity": similarity, "webp": webp_data_uri,
     }  # fmt: skip
     settings, labels = results.settings, _component_labels(results)
     colours = dict(zip((bundle.name for bundle in results.bundles), _colours(results), strict=True))
@@ -91,6 +92,7 @@ def render_report(results: Results, strips: Strips, loops: Loops = MappingProxyT
         references={bundle.name: bundle for bundle in results.bundles},
         component_labels=labels,
         executed=_executed(results, labels),
+        beside=beside(results.beside) if results.beside else None,
         component_charts=[_component_chart(results, name, label) for name, label in labels.items()],
         charts=_bundle_charts(results),
         strips=strips,
@@ -100,13 +102,13 @@ def render_report(results: Results, strips: Strips, loops: Loops = MappingProxyT
     )
 
 
-def png_data_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture (height, width, 3), shown smaller, as a data URI."""
+def webp_data_uri(picture: NDArray[np.uint8]) -> str:
+    """A picture (height, width, 3), shown smaller, as a data URI: WebP without loss, a third smaller than PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(smaller(picture)).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(smaller(picture)).save(buffer, "WEBP", lossless=True, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _colours(results: Results) -> list[str]:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from ..runtime.errors import UserError
+from .keyframe_result import KeyframeResult
 from .scripts import write_json
 from .settings import BenchSettings, from_json, to_json
 
@@ -258,6 +259,7 @@ class Results(msgspec.Struct, frozen=True):
     runtime_import: RuntimeImport
     bundles: tuple[BundleResult, ...]
     roofs: Roofs | None = None  # None: the machine was not calibrated
+    beside: KeyframeResult | None = None  # other pipelines, if the user had them paint
 
 
 def results_as_dict(results: Results) -> dict[str, Any]:

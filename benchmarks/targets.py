@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from ..export import Plan, Shapes, build, open_checkpoint, read_recipe
-from ..export.targets import FORMS
+from ..export.targets import FORMS, refusal
 from ..runtime.backends import BACKENDS
 from ..runtime.bundle import Bundle
 from ..runtime.errors import OutzoomError
@@ -27,7 +28,7 @@ from .results import Machine
 from .scripts import complain, write_json
 
 SCHEMA_VERSION = 1
-RECIPES = ("fp32", "fp16", "int8", "int4", "kmeans4", "pruned", "sparse24", "narrow", "mixed")
+RECIPES = ("fp32", "fp16", "int8", "int4", "kmeans4", "pruned", "sparse24", "narrow", "mixed", "a16w8", "a8w8")
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -40,11 +41,13 @@ class Part(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """A target and a recipe: what was built, and on which target's engines it was checked; or why it is refused.
 
-    `seconds`: of the stages that only this bundle needed, beside whatever else ran.
+    `made`: when there is an engine, with the bundle or on the device, of what the bundle has. `seconds`: of the stages
+    that only this bundle needed, beside whatever else ran.
     """
 
     target: str
     recipe: str
+    made: Literal["ahead", "on device"]
     components: dict[str, Part] = {}
     checked_on: str | None = None
     seconds: float | None = None
@@ -67,15 +70,18 @@ class TargetsResult(msgspec.Struct, frozen=True):
 def measured(checkpoint: str, target: str, recipe: str, work: Path) -> Entry:
     """Build one bundle."""
     started = time.monotonic()
+    made: Literal["ahead", "on device"] = "on device" if FORMS[target].on_device else "ahead"
+    if reason := refusal(read_recipe(recipe), target):
+        return Entry(target, recipe, made, refused=reason)
     try:
         opened = open_checkpoint(checkpoint)
         shapes = Shapes(((opened.native_side, opened.native_side),))
         plan = Plan(opened, (target,), (read_recipe(recipe),), shapes, work / "out", cache=work / "cache")
         (bundle,) = build(plan)
     except OutzoomError as error:
-        return Entry(target, recipe, refused=str(error))
+        return Entry(target, recipe, made, refused=str(error))
     parts = {name: _part(bundle, name) for name in bundle.manifest.components}
-    return Entry(target, recipe, parts, bundle.manifest.checked_on, round(time.monotonic() - started, 1))
+    return Entry(target, recipe, made, parts, bundle.manifest.checked_on, round(time.monotonic() - started, 1))
 
 
 def _part(bundle: Bundle, component: str) -> Part:
@@ -92,7 +98,8 @@ def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: P
             if (target, recipe) not in entries:
                 entries[target, recipe] = measured(checkpoint, target, recipe, work)
                 print(f"{target} {recipe}: {entries[target, recipe].refused or 'built'}", file=sys.stderr)
-                _write(checkpoint, tuple(entries.values()), out)
+                ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
+                _write(checkpoint, tuple(ordered), out)
 
 
 def _write(checkpoint: str, entries: tuple[Entry, ...], out: Path) -> None:

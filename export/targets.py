@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -20,7 +20,8 @@ class Form:
     `integers_of_onnxruntime`: integers in the forms that ONNX Runtime computes. `halves`: floats have 16 bits, whatever
     is asked for. `typed`: it computes in the types that the graph has, and takes weights of four bits from
     DequantizeLinear. `fixed_point`: what is not rounded is computed in float16, which is too coarse for the angles of
-    timesteps, so that all has to be. `fixed_sides`: engines have one size and take one picture at a time.
+    timesteps, so that all has to be. `fixed_sides`: engines have one size and take one picture at a time. `on_device`:
+    a bundle has what the device's own compiler makes an engine of, before the first run or by `outzoom compile`.
     """
 
     checked_on: str | None = None
@@ -30,19 +31,20 @@ class Form:
     typed: bool = False
     fixed_point: bool = False
     fixed_sides: bool = False
+    on_device: bool = False
 
 
 QNN = Form(checked_on="onnxruntime", fixed_point=True, fixed_sides=True)
 FORMS = {
     "onnxruntime": Form(integers_of_onnxruntime=True),
     "onnxruntime-mobile": Form(integers_of_onnxruntime=True),
-    "onnxruntime-qnn": QNN,
+    "onnxruntime-qnn": replace(QNN, on_device=True),
     **{f"onnxruntime-qnn-{soc.lower()}": QNN for soc in SOCS},
     "openvino-cpu": Form(),
-    "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True),
-    "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True),
-    "tensorrt": Form(checked_on="onnxruntime", symmetric=True, typed=True),
-    "tensorrt-rtx": Form(checked_on="onnxruntime", symmetric=True, typed=True),
+    "openvino-gpu": Form(checked_on="openvino-cpu", symmetric=True, on_device=True),
+    "openvino-npu": Form(checked_on="openvino-cpu", symmetric=True, halves=True, on_device=True),
+    "tensorrt": Form(checked_on="onnxruntime", symmetric=True, typed=True, on_device=True),
+    "tensorrt-rtx": Form(checked_on="onnxruntime", symmetric=True, typed=True, on_device=True),
 }
 
 

@@ -32,6 +32,8 @@ BUDGET_SECONDS = 0.07  # for the timed runs of a chain in a pass, of which there
 MIN_RUNS, MAX_RUNS = 5, 200
 PATIENCE = 10
 LEAST_SECONDS = 1e-7
+LARGE_ROWS = 2**20  # of sums that no cache of a small processor holds
+ASSUMED_GB_PER_S = 20.0
 BEFORE_CONVOLUTIONS = ("Sigmoid", "GroupNormalization")
 ALMOST_NOTHING = Cell("Gelu", 64, 1, 1, 1, (1, 1, 64))
 # What each engine is asked to compute in, and which type its weights are stored in for that.
@@ -76,7 +78,7 @@ def calibrate(progress: Progress = lambda text: None, passes: int = PASSES) -> P
 
 
 def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> Profile:
-    """The profile that timed layers make: peaks and bandwidth are the best that any of them reached."""
+    """The profile that timed layers make: peaks are the best that any of them reached."""
     peaks: dict[DataType, Figure] = {}
     for data_type in TYPES:
         rates = [
@@ -87,12 +89,6 @@ def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> P
         ]
         if rates:
             peaks[data_type] = _measured(max(rates) / 1e12, "the fastest timed layer")
-    copies = [
-        3 * 4 * point.rows / point.seconds
-        for table in measured.values()
-        for point in table.get("float32", ())
-        if point.kind == "Add" and point.rows > 2**20
-    ]
     model, _ = cpu()
     cores = os.cpu_count() or 1
     return Profile(
@@ -101,7 +97,7 @@ def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> P
         kind="simd",
         peak_tops=peaks,
         clock_mhz=Figure(_clock_mhz(), "the system", "read"),
-        bandwidth_gb_per_s=_measured(max(copies) / 1e9, "sums of large tensors; caches may hold them"),
+        bandwidth_gb_per_s=_bandwidth(measured),
         on_chip_mb=Figure(_cache_bytes() / 1e6, "the caches of the last level but one, as the system tells", "read"),
         power_watts=Figure(10.0 * cores, ASSUMED, "unverified"),
         idle_watts=Figure(2.0 * cores, ASSUMED, "unverified"),
@@ -110,6 +106,21 @@ def host_profile(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> P
         float_bits=32,
         measured=dict(measured),
     )
+
+
+def _bandwidth(measured: Mapping[str, dict[DataType, tuple[Point, ...]]]) -> Figure:
+    """What sums of large tensors move, in the engine in which they move the least.
+
+    An engine that makes one pass of a chain of sums moves nothing between them, and seems quicker than any memory.
+    """
+    rates = []
+    for table in measured.values():
+        sums = [point for point in table.get("float32", ()) if point.kind == "Add" and point.rows > LARGE_ROWS]
+        if told := [3 * 4 * point.rows / point.seconds for point in sums if point.seconds > LEAST_SECONDS]:
+            rates.append(max(told))
+    if not rates:
+        return Figure(ASSUMED_GB_PER_S, "an assumption: no engine here tells it", "unverified")
+    return _measured(min(rates) / 1e9, "sums of large tensors; caches may hold them")
 
 
 def _measured(value: float, source: str) -> Figure:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import outzoom.runtime as runtime
 
@@ -70,12 +72,15 @@ def tiny_skeleton(tiny_checkpoint, tmp_path_factory):
     from outzoom.export import Shapes, open_checkpoint
     from outzoom.export.trace import save_skeleton, trace
 
-    folder = tmp_path_factory.mktemp("skeletons")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"  # all workers share it
+    folder.mkdir(exist_ok=True)
 
     def tiny_skeleton(component, sizes=((64, 64),), batch=1):
         file = folder / f"{component}-{len(sizes)}-{batch}.onnx"
-        if not file.exists():
-            save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(sizes, batch)), file)
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                save_skeleton(trace(open_checkpoint(tiny_checkpoint), component, Shapes(sizes, batch)), file)
         return file
 
     return tiny_skeleton

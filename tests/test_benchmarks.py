@@ -419,7 +419,7 @@ def test_the_page_needs_nothing_from_outside(outcome: Outcome) -> None:
     loads = {"src", "srcset", "href", "xlink:href", "data", "action", "formaction", "poster", "background", "ping"}
     for _, attributes in page.tags:
         for name in loads & attributes.keys():
-            assert attributes[name].startswith(("data:image/png;base64,", "data:video/mp4;base64,", "#"))
+            assert attributes[name].startswith(("data:image/webp;base64,", "data:video/mp4;base64,", "#"))
     assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     assert "@import" not in outcome.page
     assert set(re.findall(r"url\((.)", outcome.page)) <= {"#"}
@@ -497,7 +497,7 @@ def test_large_frames_are_shown_smaller(outcome: Outcome) -> None:
 
     strips = {bundle.name: np.zeros((5, 512, 768, 3), np.uint8) for bundle in outcome.results.bundles}
     image = Page(render_report(outcome.results, strips)).all("img")[0]
-    data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    data = base64.b64decode(image["src"].removeprefix("data:image/webp;base64,"))
     assert Image.open(io.BytesIO(data)).size == (256, 171)
 
 

@@ -9,6 +9,7 @@ import pytest
 from outzoom.benchmarks.compare import compare
 from outzoom.benchmarks.repeat import repeated
 from outzoom.benchmarks.results import Latency, Results, read_results, write_results
+from outzoom.benchmarks.scripts import write_json
 from outzoom.cli import run
 from outzoom.runtime import UserError
 
@@ -32,8 +33,9 @@ def with_keyframe(results, **latency):
     return changed(results, zoom=msgspec.structs.replace(first.zoom, keyframe=keyframe))
 
 
-def verdicts(before, after):
-    return {(one.bundle, one.figure): one.verdict for one in compare(before, after) if one.verdict != "within noise"}
+def verdicts(before, after, noise=None):
+    changes = compare(before, after, noise)
+    return {(one.bundle, one.figure): one.verdict for one in changes if one.verdict != "within noise"}
 
 
 def test_a_result_differs_from_itself_in_nothing(results):
@@ -57,6 +59,42 @@ def test_a_hair_of_time_is_noise_even_where_the_ranges_do_not_meet(results):
     assert verdicts(before, with_keyframe(results, **{name: value + 2 for name, value in fields.items()})) == {}
     worse = with_keyframe(results, **{name: value + 4 for name, value in fields.items()})
     assert list(verdicts(before, worse).values()) == ["worse"]
+
+
+def test_what_runs_of_one_scenario_lie_apart_is_noise(results, tmp_path):
+    name, old = results.bundles[0].name, results.bundles[0].zoom.keyframe
+
+    def slower(factor):
+        return with_keyframe(
+            results, median_ms=factor * old.median_ms, p10_ms=factor * old.p10_ms, p90_ms=factor * old.p90_ms
+        )
+
+    noise = repeated([results, slower(2.0)])
+    assert verdicts(results, slower(3.0), noise) == {(name, "keyframe_ms"): "worse"}
+    assert verdicts(slower(3.0), results, noise) == {(name, "keyframe_ms"): "better"}
+    assert verdicts(results, slower(1.9), noise) == {}
+    assert verdicts(slower(1.9), results, noise) == {}
+    write_results(results, tmp_path / "before.json")
+    write_results(slower(1.9), tmp_path / "after.json")
+    write_json(noise, tmp_path / "spread.json")
+    both = ["bench", "--compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")]
+    assert run(both) == 1
+    assert run([*both, "--noise", str(tmp_path / "spread.json")]) == 0
+
+
+def test_a_file_that_says_nothing_of_noise_is_refused(results, tmp_path, capsys):
+    write_results(results, tmp_path / "results.json")
+    both = ["bench", "--compare", *2 * [str(tmp_path / "results.json")]]
+    for noise in (tmp_path / "results.json", tmp_path / "nowhere.json"):
+        assert run([*both, "--noise", str(noise)]) == 2
+        assert "does not say how far runs lie apart" in capsys.readouterr().err
+    assert run(["bench", "bundle", "--noise", "spread.json"]) == 2
+
+
+def test_a_file_of_other_pipelines_that_is_none_is_refused_before_measuring(tmp_path, capsys):
+    (tmp_path / "other.json").write_text('{"sides": []}')
+    assert run(["bench", str(tmp_path), "--beside", str(tmp_path / "other.json")]) == 2
+    assert "is no result of outzoom.benchmarks.keyframe" in capsys.readouterr().err
 
 
 def test_bytes_and_decibels_have_directions_of_their_own(results):

@@ -1,4 +1,4 @@
-"""The energy meter on made-up counters and a made-up /sys, and the energy of a zoom, measured and modelled."""
+"""The energy meter on made-up counters, a recorded one and a made-up /sys, and the energy of a zoom."""
 
 import json
 import os
@@ -33,6 +33,7 @@ from outzoom.runtime import UserError
 
 RANGE_UJ = 65_532_610_987  # of an AMD Ryzen's package: 65.5 kJ
 COMMITTED = ROOT / "benchmarks" / "results" / "demo-bench.json"
+RECORDED = json.loads((Path(__file__).parent / "golden" / "nvml-h200.json").read_text("utf-8"))
 QUICK = {"seconds": 0.3, "keyframe_every": 4, "steps": 2, "runs": 3, "warm_ups": 1}
 
 
@@ -228,6 +229,33 @@ def test_gpus_with_a_counter_are_read_and_a_lost_one_is_a_gap():
     assert read() == {"1": 5.0}
     gpus.millijoules = None
     assert read() is None
+
+
+def recorded_gpu(rows):
+    """A recorder that hears a real GPU's counter again, of these rows of (seconds, millijoules, milliwatts)."""
+    now = {}
+    source = Counters("NVML", lambda: {"0": now["millijoules"] / 1e3}, resolution_seconds=0.1)
+    return replay(source, [(row[0], lambda row=row: now.update(millijoules=row[1])) for row in rows])
+
+
+def test_a_recorded_gpus_work_takes_the_power_that_its_counter_tells():
+    rows, (start, end) = RECORDED["rows"], RECORDED["work"]
+    inside = [row for row in rows if start + 0.2 <= row[0] <= end - 0.2]
+    told_watts = (inside[-1][1] - inside[0][1]) / 1e3 / (inside[-1][0] - inside[0][0])
+    joules, seconds = recorded_gpu(rows).between(start, end)
+    assert joules / seconds == pytest.approx(told_watts, rel=0.01)  # its edges are a tenth of a second wide
+    assert joules / seconds == pytest.approx(RECORDED["meter_watts"]["work"], rel=0.005)  # as was said beside the GPU
+    assert 600 < joules / seconds < 700  # of a card of 700 W
+    rest_joules, rest_seconds = recorded_gpu(rows).between(0.5, 5.5)
+    assert rest_joules / rest_seconds == pytest.approx(122, abs=2)  # which is the power that the driver says, too
+
+
+@pytest.mark.parametrize("every", [2, 10, 30])
+def test_readings_of_a_recorded_gpu_that_are_missing_cost_nothing_from_the_first_to_the_last(every):
+    rows = RECORDED["rows"]
+    fewer = [*rows[:-1:every], rows[-1]]
+    joules, _ = recorded_gpu(fewer).between(rows[0][0], rows[-1][0])
+    assert joules == pytest.approx((rows[-1][1] - rows[0][1]) / 1e3, rel=1e-9)
 
 
 def test_without_an_nvidia_gpu_zeus_gives_no_source():

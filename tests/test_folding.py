@@ -213,8 +213,9 @@ def test_the_demo_models_components_compute_the_same_after_folding(component, la
     assert_computes_the_same_folded(model, tmp_path)
 
 
-def test_open_dimensions_hide_no_channels(tiny_checkpoint, tmp_path):
-    model = traced(tiny_checkpoint, "unet", Shapes(((64, 64), (96, 64)), batch=2), tmp_path)
+def test_open_dimensions_hide_no_channels(tiny_checkpoint, tiny_skeleton, tmp_path):
+    skeleton = tiny_skeleton("unet", ((64, 64), (128, 64)), 2)
+    model = load_skeleton(skeleton, open_checkpoint(tiny_checkpoint).weights(PART_OF["unet"]))
     found = shared_inputs(model)
     assert sum(len(one.layers) for one in found if one.makers) == 36  # nine in each of four blocks
     left = {layer.name.split(".")[-2] for one in found if one.obstacle for layer in one.layers}

@@ -20,6 +20,7 @@ from outzoom.hardware import (
     survey,
 )
 from outzoom.hardware import profiles as profiles_module
+from outzoom.hardware.calibration import LEAST_SECONDS, host_profile
 from outzoom.hardware.measured import attention_parts, measured_seconds
 from outzoom.hardware.profiles import Point
 from outzoom.hardware.synthetic import cells, write_chain
@@ -123,6 +124,30 @@ def test_a_bundle_is_predicted_as_it_was_built(tiny_bundles, orin):
 
 
 # --- devices that were measured
+
+
+def sums(seconds):
+    """Timed sums of 2^21 floats, in which 25,165,824 bytes move."""
+    return {"float32": (Point("linear", 8, 8, 8, 1, 1e-6), Point("Add", 2**21, 1, 1, 1, seconds))}
+
+
+@pytest.mark.parametrize(
+    ("by_engine", "gb_per_s"),
+    # the second engine makes one pass of a chain of sums: it seems to take nothing for a longer one, or next to it
+    [
+        ({"onnxruntime": sums(1e-3)}, 25.165824),
+        ({"onnxruntime": sums(1e-3), "openvino-cpu": sums(LEAST_SECONDS)}, 25.165824),
+        ({"onnxruntime": sums(1e-3), "openvino-cpu": sums(3e-5)}, 25.165824),
+    ],
+)
+def test_bandwidth_is_told_by_the_engine_that_reads_all_operands(by_engine, gb_per_s):
+    found = host_profile(by_engine).bandwidth_gb_per_s
+    assert found.value == pytest.approx(gb_per_s)
+    assert found.confidence == "measured"
+
+
+def test_a_bandwidth_that_no_engine_tells_is_an_assumption():
+    assert host_profile({"openvino-cpu": sums(LEAST_SECONDS)}).bandwidth_gb_per_s.confidence == "unverified"
 
 
 def product(kind="linear", rows=64, width=32, batch=1, **changes):
@@ -279,8 +304,14 @@ def test_devices_are_listed_with_how_sure_they_are(run):
     found = json.loads(out)
     assert code == 0 and set(found["devices"]) == set(known_devices())
     assert "onnxruntime" in found["targets"] and found["host"] is None
+    assert found["recipes"]["onnxruntime"]["fp32"]["made"] == "ahead"
+    assert set(found["recipes"]["onnxruntime"]["fp32"]["components"]) == set(COMPONENTS)
+    assert found["recipes"]["openvino-npu"]["fp32"] == {
+        "made": "refused", "reason": "its device computes in 16 bits, the recipe asks for 32", "components": {}
+    }  # fmt: skip
     code, out, _ = run("devices")
     assert "raspberry-pi-5" in out and "unverified" in out
+    assert "openvino-npu refuses fp32: its device computes in 16 bits" in " ".join(out.split())
 
 
 def test_a_name_in_a_profile_can_not_get_into_the_page_as_code(run, tmp_path):

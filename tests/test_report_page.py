@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from outzoom.benchmarks import read_results
+from outzoom.benchmarks.keyframe_result import read_keyframe_result
 from outzoom.benchmarks.loop import loop_data_uri
 from outzoom.benchmarks.report import write_report
 
@@ -39,7 +40,8 @@ def report(committed, tmp_path_factory):
     warned = msgspec.structs.replace(results.machine, warning="The machine was busy.")
     shown = ("onnxruntime-fp32", "openvino-cpu-fp16", "openvino-cpu-int8")  # the reference among them
     bundles = tuple(bundle for bundle in results.bundles if bundle.name in shown)
-    results = msgspec.structs.replace(results, bundles=bundles, machine=warned)
+    others = read_keyframe_result(committed / "demo-keyframe.json")
+    results = msgspec.structs.replace(results, bundles=bundles, machine=warned, beside=others)
     count = len(results.settings.strip_indices)
     strips = {
         bundle.name: np.full((count, bundle.height, bundle.width, 3), 60 * i + 40, np.uint8)
@@ -79,6 +81,17 @@ def test_a_slider_wipes_between_two_bundles(page):
     assert stage.locator("img").nth(1).get_attribute("src") == stage.locator("img").nth(0).get_attribute("src")
     page.locator("#wipe-frame").select_option(index=0)
     assert "frame 0 of the zoom" in stage.locator("img").nth(0).get_attribute("alt")
+
+
+def test_other_pipelines_are_beside_ours_the_quickest_first(page, committed):
+    sides = read_keyframe_result(committed / "demo-keyframe.json").sides
+    section = page.locator("section", has_text="Beside other pipelines")
+    names = section.locator("tbody th").all_inner_texts()
+    assert sorted(names) == sorted(sides)
+    medians = [np.median(sides[name].keyframe_seconds) for name in names]
+    assert medians == sorted(medians)
+    assert "reference" in section.locator("tr", has_text="diffusers 0").last.inner_text()
+    assert all(name in section.get_by_role("img").get_attribute("aria-label") for name in names)
 
 
 def test_the_zoom_plays(page):

@@ -30,7 +30,7 @@ store = { method = "kmeans", bits = 8 }
 [calibration]
 prompts = ["a town with red roofs at noon"]
 keyframes = 1
-steps = 4
+steps = 2
 """
 
 

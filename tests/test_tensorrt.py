@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -24,7 +26,7 @@ from outzoom.export.targets import adapted
 from outzoom.runtime import open_manifest
 from outzoom.runtime.backends import Loading
 from outzoom.runtime.backends.cuda import ALIGNMENT_BYTES, Cuda, DeviceMemory, Gpu, Residents
-from outzoom.runtime.backends.tensorrt import TensorRt, _package, is_origin, parse_device
+from outzoom.runtime.backends.tensorrt import TensorRt, _package, check_capability, is_origin, parse_device
 from outzoom.runtime.backends.tensorrt_build import BuildOptions, options_of
 from outzoom.runtime.backends.tensorrt_engine import TensorRtEngine
 from outzoom.runtime.backends.tensorrt_origin import (
@@ -354,6 +356,22 @@ def test_a_missing_driver_is_said_before_anything_is_read(fake_package, tmp_path
         TensorRt("tensorrt").load(tmp_path / "nowhere.onnx", Loading(cache=tmp_path / "cache"))
     assert "JetPack" in caught.value.hint
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "capability", "is_taken"),
+    [
+        ("tensorrt_rtx", (8, 9), True), ("tensorrt_rtx", (9, 0), False), ("tensorrt_rtx", (8, 7), False),
+        ("tensorrt_rtx", (13, 0), True), ("tensorrt", (9, 0), True),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_the_package_has_no_kernels_for_is_refused_before_an_engine_is_built(package, capability, is_taken):
+    kinds = {"ComputeCapability": SimpleNamespace(__members__=["NONE", "SM86", "SM89", "SM120"])}
+    fake = SimpleNamespace(__name__=package, __version__="1.7.1", **(kinds if package == "tensorrt_rtx" else {}))
+    here = Gpu(0, "H200", capability, 13000, 2**37)
+    with nullcontext() if is_taken else pytest.raises(UserError, match="does not run on 'H200'") as caught:
+        check_capability(fake, here)
+    assert is_taken or "8.6, 8.9, 12.0" in caught.value.hint
 
 
 # Bundles, which need no TensorRT, and engines of them by the real builder

@@ -28,7 +28,7 @@ PROVIDER = "QNNExecutionProvider"
 CONTEXTS = "contexts"  # in the cache of an engine
 EMULATED = SOCS["SM8650"]  # where nothing else is asked for
 ON_CPU = {"op_type": dict.fromkeys(("Cos", "Einsum", "Sin"), "cpu")}  # the angles of timesteps: see compress/angles.py
-PURPOSE = "the targets 'onnxruntime-qnn*'"
+PURPOSE = "each target 'onnxruntime-qnn*'"
 FIXED_SIDES = "build with one --size, and without --batch"
 
 

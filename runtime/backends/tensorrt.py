@@ -118,6 +118,7 @@ class TensorRt:
             check_origin(engine, self.package, self.version(), here)
             kernels = loading.cache / KERNELS_NAME if loading.cache and self.package == RTX else None
             return TensorRtEngine(package, engine, cuda(number), {}, not loading.frugal, kernels)
+        check_capability(package, here)
         model = Model(engine, loading.inputs, loading.sides, loading.compute)
         options = replace(self.options or options_of(), dla_core=dla_core)
         if loading.frugal and options.workspace_mib is None:
@@ -159,8 +160,7 @@ class TensorRt:
     def absent(self) -> str | None:
         """Why engines can't run on this machine, if so."""
         try:
-            _package(self.package)
-            gpu()
+            check_capability(_package(self.package), gpu())
         except UserError as error:
             return f"{error}; {error.hint}"
         return None
@@ -168,6 +168,21 @@ class TensorRt:
     def version(self) -> str:
         """The installed version."""
         return str(_package(self.package).__version__)
+
+
+def check_capability(package: Any, here: Gpu) -> None:
+    """Raise UserError for a GPU that the package has no kernels for, such as Hopper and tensorrt_rtx.
+
+    It builds engines on such a GPU, and then does not open them. GPUs newer than all that it names it does open.
+    """
+    known = capability_names(package)
+    newest = max((tuple(map(int, name.split("."))) for name in known), default=(0, 0))
+    if known and shown_capability(here) not in known and here.capability < newest:
+        raise UserError(
+            f"{package.__name__} {package.__version__} does not run on '{here.name}', of compute capability "
+            f"{shown_capability(here)}",
+            hint=f"it runs on {', '.join(known)} and newer; the target 'tensorrt' takes the others",
+        )
 
 
 def is_origin(engine: Path, origin: Origin) -> bool:
