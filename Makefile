@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := demo-output
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-web lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-web: .venv/installed # needs npm and Chromium
+	$(BIN)/python -m pytest -m web
 
 lint: .venv/installed
 	$(BIN)/ruff check .
