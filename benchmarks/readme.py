@@ -470,6 +470,31 @@ def _component_table(entries: dict[tuple[str, str], dict[str, Any]], names: list
     return [*lines, "", "</details>"]
 
 
+def opening(result: dict[str, Any]) -> str:
+    """How long engines take to open, cold and warm; from outzoom.benchmarks.opening."""
+    machine = result["machine"]
+    components = list(dict.fromkeys(name for bundle in result["bundles"] for name in bundle["components"]))
+    rounds = len(result["bundles"][0]["components"]["unet"]["cold_seconds"])
+    lines = [
+        f"`{result['checkpoint']}` at {result['size'][0]}x{result['size'][1]}; {machine['cpu_model']}, "
+        f"{machine['usable_cores']} cores, load average {machine['load_average_1min']:.1f} before; seconds cold, then "
+        f"warm, medians of {rounds} processes each with an empty cache:",
+        "",
+        _row(["bundle", *components, "kept, MB"]),
+        "|" + "---|" * (len(components) + 2),
+    ]
+    for bundle in result["bundles"]:
+        opened = bundle["components"]
+        cells = [_cold_and_warm(opened[name]) if name in opened else "" for name in components]
+        kept_mb = sum(one["kept_bytes"] for one in opened.values()) / 1e6
+        lines.append(_row([bundle["name"], *cells, f"{kept_mb:.0f}"]))
+    return "\n".join(lines)
+
+
+def _cold_and_warm(opened: dict[str, Any]) -> str:
+    return ", ".join(f"{np.median(opened[kind]):.2f}" for kind in ("cold_seconds", "warm_seconds"))
+
+
 def tensorrt(result: dict[str, Any]) -> str:
     """Which engines TensorRT's builder takes; from outzoom.benchmarks.tensorrt_engines."""
     entries = result["entries"]
@@ -543,6 +568,8 @@ PAGES: dict[str, Sections] = {
     "docs/devices.md": {
         "targets": ("targets.json", targets),
         "full-size-targets": ("full-size-targets.json", targets),
+        "opening": ("opening.json", opening),
+        "full-size-opening": ("full-size-opening.json", opening),
     },
     "docs/benchmarks.md": {
         "demo-keyframe": ("demo-keyframe.json", keyframe),

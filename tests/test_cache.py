@@ -7,7 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from outzoom.benchmarks import opening
 from outzoom.runtime import Bundle, Painting, open_bundle, open_manifest
+from outzoom.runtime.bundle import COMPONENTS
 from outzoom.runtime.cache import CacheWarning, cache_folder, engine_cache
 
 
@@ -80,3 +82,15 @@ def test_other_weights_under_the_same_graph_have_a_place_of_their_own(packed_bun
     places = [engine_cache(tmp_path, one, engine, "1.0") for one in (bundle, Bundle(bundle.path, manifest), bundle)]
     assert places[0] == places[2] != places[1]
     assert engine_cache(tmp_path, bundle, engine, "1.1") != places[0]
+
+
+def test_what_opening_takes_is_measured_cold_and_warm(tiny_bundles, tmp_path):
+    opening.run([tiny_bundles["openvino-cpu-fp32"], tiny_bundles["onnxruntime-fp32"]], 2, tmp_path / "opening.json")
+    found = msgspec.json.decode((tmp_path / "opening.json").read_bytes(), type=opening.OpeningResult)
+    openvino, onnxruntime = found.bundles
+    assert [one.name for one in found.bundles] == ["openvino-cpu-fp32", "onnxruntime-fp32"]
+    assert set(openvino.components) == set(COMPONENTS)
+    assert all(len(one.cold_seconds) == len(one.warm_seconds) == 2 for one in openvino.components.values())
+    assert all(one.kept_bytes > 0 for one in openvino.components.values())
+    assert all(one.kept_bytes == 0 for one in onnxruntime.components.values())
+    assert openvino.size_bytes == open_manifest(tiny_bundles["openvino-cpu-fp32"]).size_bytes
