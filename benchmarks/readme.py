@@ -99,35 +99,48 @@ def demo_recipes(result: dict[str, Any]) -> str:
 
 def demo_bench(results: dict[str, Any]) -> str:
     """What the demo model costs; from `outzoom bench`."""
-    machine, settings, imported = results["machine"], results["settings"], results["runtime_import"]
-    first = results["bundles"][0]
+    imported = results["runtime_import"]
+    return (
+        f"The demo model at {_bench_table(results)}\n\n"
+        f"`import outzoom.runtime` takes {imported['latency']['median_ms']:.0f} ms and "
+        f"{imported['rss_growth_bytes'] / 1e6:.0f} MB. `benchmarks/results/demo-bench.json` has all of it."
+    )
+
+
+def full_size_bench(results: dict[str, Any]) -> str:
+    """What the full-size model costs; from `outzoom bench`."""
+    return f"At {_bench_table(results)}\n\n`benchmarks/results/full-size-bench.json` has all of it."
+
+
+def _bench_table(results: dict[str, Any]) -> str:
+    machine, settings, first = results["machine"], results["settings"], results["bundles"][0]
+    has_quality = any(bundle["quality"] for bundle in results["bundles"])
+    columns = [
+        "bundle", "a keyframe, ms", "frames per second, painting included", "opened after start, ms", "on disk, MB",
+        "peak memory, MB", *(["border PSNR against fp32, dB"] if has_quality else []),
+    ]  # fmt: skip
     lines = [
-        f"The demo model at {first['width']}x{first['height']}, {settings['steps']} steps with guidance, 1 frame in "
-        f"{settings['keyframe_every']} painted; {machine['cpu_model']}, {machine['usable_cores']} cores; median "
-        "(p10-p90):",
+        f"{first['width']}x{first['height']}, {settings['steps']} steps with guidance, 1 frame in "
+        f"{settings['keyframe_every']} painted; {machine['cpu_model']}, {machine['usable_cores']} cores, load average "
+        f"{machine['load_average_1min']:.1f} before; median (p10-p90):",
         "",
-        "| bundle | a keyframe, ms | frames per second, painting included | opened after start, ms | on disk, MB "
-        "| peak memory, MB | border PSNR against fp32, dB |",
-        "|---|---|---|---|---|---|---|",
+        _row(columns),
+        "|" + "---|" * len(columns),
     ]
     for bundle in results["bundles"]:
-        zoom, keyframe = bundle["zoom"], bundle["zoom"]["keyframe"]
-        quality = bundle["quality"]
+        zoom, keyframe, quality = bundle["zoom"], bundle["zoom"]["keyframe"], bundle["quality"]
         cells = [
             bundle["name"],
             f"{keyframe['median_ms']:.0f} ({keyframe['p10_ms']:.0f}-{keyframe['p90_ms']:.0f})",
-            f"{zoom['frames_per_second']:.0f}",
+            f"{zoom['frames_per_second']:.{0 if zoom['frames_per_second'] >= 10 else 2}f}",
             f"{bundle['open']['from_process_start_ms']:.0f}",
             f"{bundle['size_bytes'] / 1e6:.1f}",
             f"{bundle['memory']['peak_rss_bytes'] / 1e6:.0f}",
-            f"{quality[0]['border_psnr_db']:.1f}" if quality and quality[0]["border_psnr_db"] else "reference or equal",
         ]
+        told = bool(quality) and quality[0]["border_psnr_db"] is not None
+        if has_quality:
+            cells.append(f"{quality[0]['border_psnr_db']:.1f}" if told else "reference or equal")
         lines.append(_row(cells))
-    lines += [
-        "",
-        f"`import outzoom.runtime` takes {imported['latency']['median_ms']:.0f} ms and "
-        f"{imported['rss_growth_bytes'] / 1e6:.0f} MB. `benchmarks/results/demo-bench.json` has all of it.",
-    ]
     return "\n".join(lines)
 
 
@@ -574,6 +587,8 @@ PAGES: dict[str, Sections] = {
     "docs/benchmarks.md": {
         "demo-keyframe": ("demo-keyframe.json", keyframe),
         "demo-repeat": ("demo-repeat.json", demo_repeat),
+        "full-size-bench": ("full-size-bench.json", full_size_bench),
+        "full-size-rivals": ("full-size-rivals.json", keyframe),
     },
     "docs/tensorrt.md": {
         "tensorrt-demo": ("tensorrt-demo.json", tensorrt),
