@@ -1,6 +1,6 @@
 """stable-diffusion.cpp's inpainting: paints a picture for each line that it is given, and says how long it took.
 
-python benchmarks/rivals/stable_diffusion_cpp_keyframe.py --model FILE.safetensors --picture PNG --mask PNG --prompt TEXT ...
+python benchmarks/rivals/stable_diffusion_cpp_keyframe.py --model FILE --picture PNG --mask PNG --prompt TEXT ...
 """
 
 from __future__ import annotations
