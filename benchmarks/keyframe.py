@@ -5,8 +5,8 @@
 PYTHON has the environment of benchmarks/rivals/openvino-genai.txt, of optimum.txt for diffusers and optimum, though
 diffusers may be ours, or of stable-diffusion-cpp.txt. MODEL is what `optimum-cli export openvino` or `export onnx` made
 of the checkpoint that the bundles are of; for diffusers it is the checkpoint, for stable-diffusion.cpp the same in one
-.safetensors file of the original layout. Every side has a process of its own, with the same picture, mask, prompt, steps
-and guidance, and they paint in turn; the first round is not counted. Ratios are to the first rival.
+.safetensors file of the original layout. Every side has a process of its own, with the same picture, mask, prompt,
+steps and guidance, and they paint in turn; the first round is not counted. Ratios are to the first rival.
 """
 
 from __future__ import annotations
