@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def run_bench(
     _check(bundles, out, settings)
     named = unique_names(bundles)
     modelled = {name: modelled_energy(path, settings) for name, path in named.items() if settings.power_model}
-    machine = describe_machine()
+    machine, started = describe_machine(), time.monotonic()
     on_progress("the runtime's import")
     runtime_import = measure_runtime_import()
     measured = {}
@@ -95,6 +96,7 @@ def run_bench(
         bundles=tuple(_with_prompt_agreement(with_energy, measured, settings)),
         roofs=measured_roofs(),
         beside=beside,
+        wall_seconds=round(time.monotonic() - started, 1),
     )
     strips = {name: each.strip for name, each in measured.items()}
     for name, strip in strips.items():

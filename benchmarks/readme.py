@@ -112,6 +112,11 @@ def full_size_bench(results: dict[str, Any]) -> str:
     return f"At {_bench_table(results)}\n\n`benchmarks/results/full-size-bench.json` has all of it."
 
 
+def _took(results: dict[str, Any]) -> str:
+    seconds = results.get("wall_seconds")
+    return f", all of it in {seconds / 60:.0f} minutes" if seconds else ""
+
+
 def _bench_table(results: dict[str, Any]) -> str:
     machine, settings, first = results["machine"], results["settings"], results["bundles"][0]
     has_quality = any(bundle["quality"] for bundle in results["bundles"])
@@ -122,7 +127,7 @@ def _bench_table(results: dict[str, Any]) -> str:
     lines = [
         f"{first['width']}x{first['height']}, {settings['steps']} steps with guidance, 1 frame in "
         f"{settings['keyframe_every']} painted; {machine['cpu_model']}, {machine['usable_cores']} cores, load average "
-        f"{machine['load_average_1min']:.1f} before; median (p10-p90):",
+        f"{machine['load_average_1min']:.1f} before{_took(results)}; median (p10-p90):",
         "",
         _row(columns),
         "|" + "---|" * len(columns),

@@ -103,11 +103,11 @@ def render_report(results: Results, strips: Strips, loops: Loops = MappingProxyT
 
 
 def webp_data_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture (height, width, 3), shown smaller, as a data URI: WebP without loss, a third smaller than PNG."""
+    """A picture (height, width, 3) as a data URI: WebP, without loss unless it is one that has to be shown smaller."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(smaller(picture)).save(buffer, "WEBP", lossless=True, method=6)
+    shown, buffer = smaller(picture), io.BytesIO()
+    Image.fromarray(shown).save(buffer, "WEBP", lossless=shown.shape == picture.shape, quality=90, method=6)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -260,6 +260,7 @@ class Results(msgspec.Struct, frozen=True):
     bundles: tuple[BundleResult, ...]
     roofs: Roofs | None = None  # None: the machine was not calibrated
     beside: KeyframeResult | None = None  # other pipelines, if the user had them paint
+    wall_seconds: float | None = None  # of the whole benchmark; None: of an older version
 
 
 def results_as_dict(results: Results) -> dict[str, Any]:
