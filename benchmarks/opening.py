@@ -84,17 +84,15 @@ def _compiled(bundle: Path) -> dict[str, dict[str, float]]:
 
 
 def run(bundles: Sequence[Path], rounds: int, out: Path) -> None:
-    """Measure all bundles and write the result."""
+    """Measure all bundles; the result is written after each."""
     machine, first = describe_machine(), open_manifest(bundles[0], verify=False).manifest
-    found = []
+    found: list[OpenedBundle] = []
     for bundle in bundles:
         found.append(measured(bundle, rounds))
         unet = found[-1].components["unet"]
         print(f"{bundle}: UNet {np.median(unet.cold_seconds):.2f} s, then {np.median(unet.warm_seconds):.2f} s")
-    result = OpeningResult(
-        COMMAND, time.strftime("%Y-%m-%d"), first.source.name, first.sizes[0], machine, tuple(found)
-    )  # fmt: skip
-    write_json(result, out)
+        date = time.strftime("%Y-%m-%d")
+        write_json(OpeningResult(COMMAND, date, first.source.name, first.sizes[0], machine, tuple(found)), out)
 
 
 def main() -> int:

@@ -496,7 +496,7 @@ def opening(result: dict[str, Any]) -> str:
     lines = [
         f"`{result['checkpoint']}` at {result['size'][0]}x{result['size'][1]}; {machine['cpu_model']}, "
         f"{machine['usable_cores']} cores, load average {machine['load_average_1min']:.1f} before; seconds cold, then "
-        f"warm, medians of {rounds} processes each with an empty cache:",
+        f"warm, {'in one process' if rounds == 1 else f'medians of {rounds} processes'} with an empty cache:",
         "",
         _row(["bundle", *components, "kept, MB"]),
         "|" + "---|" * (len(components) + 2),
