@@ -432,12 +432,12 @@ def targets(result: dict[str, Any]) -> str:
     """Which recipe goes for which target, and what becomes of each component; from outzoom.benchmarks.targets."""
     entries = {(entry["target"], entry["recipe"]): entry for entry in result["entries"]}
     names, recipes = (list(dict.fromkeys(key[index] for key in entries)) for index in (0, 1))
-    machine = result["machine"]
+    machine, timed = result["machine"], any(entry["seconds"] is not None for entry in entries.values())
     reasons: list[str] = []
     lines = [
         f"`{result['checkpoint']}`, every bundle built on {machine['cpu_model']}, {machine['usable_cores']} cores; "
-        "megabytes on disk, the lowest parity of a component in dB, and the seconds that it took beyond the stages "
-        "that others had run:",
+        "megabytes on disk, the lowest parity of a component in dB"
+        f"{', and the seconds that it took beyond the stages that others had run' if timed else ''}:",
         "",
         _row(["target", "engines", *recipes]),
         "|" + "---|" * (len(recipes) + 2),
@@ -465,7 +465,8 @@ def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
         return f"refused {footnote(entry['refused'], reasons)}"
     parts = entry["components"].values()
     size_mb = sum(part["size_bytes"] for part in parts) / 1e6
-    return f"{size_mb:.1f} MB, {_least_db(list(parts))}, {entry['seconds']:.0f} s"
+    seconds = f", {entry['seconds']:.0f} s" if entry["seconds"] is not None else ""
+    return f"{size_mb:.1f} MB, {_least_db(list(parts))}{seconds}"
 
 
 def _least_db(parts: list[dict[str, Any]]) -> str:

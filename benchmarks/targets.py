@@ -42,7 +42,7 @@ class Entry(msgspec.Struct, frozen=True):
     """A target and a recipe: what was built, and on which target's engines it was checked; or why it is refused.
 
     `made`: when there is an engine, with the bundle or on the device, of what the bundle has. `seconds`: of the stages
-    that only this bundle needed, beside whatever else ran.
+    that only this bundle needed, beside whatever else ran; None where that was too much.
     """
 
     target: str
