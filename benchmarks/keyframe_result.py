@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..runtime.errors import UserError
+from .scripts import read_json
 
 
 class SideResult(msgspec.Struct, frozen=True):
@@ -46,10 +46,5 @@ class KeyframeResult(msgspec.Struct, frozen=True):
 
 def read_keyframe_result(path: Path) -> KeyframeResult:
     """What outzoom.benchmarks.keyframe wrote; raises UserError for a file that is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=KeyframeResult)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UserError(
-            f"'{path}' is no result of outzoom.benchmarks.keyframe: {error}",
-            hint="python -m outzoom.benchmarks.keyframe BUNDLE... --rival NAME PYTHON MODEL --out RESULT.json",
-        ) from error
+    hint = "python -m outzoom.benchmarks.keyframe BUNDLE... --rival NAME PYTHON MODEL --out RESULT.json"
+    return read_json(path, KeyframeResult, "is no result of outzoom.benchmarks.keyframe", hint)

@@ -17,7 +17,7 @@ import msgspec
 
 from ..runtime.errors import OutzoomError, UserError
 from .results import BundleResult, Machine, Results, read_results
-from .scripts import complain, write_json
+from .scripts import complain, read_json, write_json
 
 
 def figures_of(bundle: BundleResult) -> dict[str, float]:
@@ -66,13 +66,8 @@ def repeated(runs: Sequence[Results]) -> Repeated:
 
 def read_repeated(path: Path) -> Repeated:
     """What this script wrote. Raises UserError for a file that is not that."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Repeated)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UserError(
-            f"'{path}' does not say how far runs lie apart: {error}",
-            hint="python -m outzoom.benchmarks.repeat RESULTS.json RESULTS.json ... --out SPREAD.json",
-        ) from error
+    hint = "python -m outzoom.benchmarks.repeat RESULTS.json RESULTS.json ... --out SPREAD.json"
+    return read_json(path, Repeated, "does not say how far runs lie apart", hint)
 
 
 def _spreads(figures: Sequence[dict[str, float]]) -> dict[str, Spread]:

@@ -71,12 +71,13 @@ def measured(checkpoint: str, target: str, recipe: str, work: Path) -> Entry:
     """Build one bundle."""
     started = time.monotonic()
     made: Literal["ahead", "on device"] = "on device" if FORMS[target].on_device else "ahead"
-    if reason := refusal(read_recipe(recipe), target):
+    asked = read_recipe(recipe)
+    if reason := refusal(asked, target):
         return Entry(target, recipe, made, refused=reason)
     try:
         opened = open_checkpoint(checkpoint)
         shapes = Shapes(((opened.native_side, opened.native_side),))
-        plan = Plan(opened, (target,), (read_recipe(recipe),), shapes, work / "out", cache=work / "cache")
+        plan = Plan(opened, (target,), (asked,), shapes, work / "out", cache=work / "cache")
         (bundle,) = build(plan)
     except OutzoomError as error:
         return Entry(target, recipe, made, refused=str(error))
