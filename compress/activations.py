@@ -43,6 +43,16 @@ def product_factors(model: ir.Model) -> set[str]:
     return {str(value.name) for node in products for value in _inputs(node)}
 
 
+def convolved(model: ir.Model) -> set[str]:
+    """The tensors that flow into convolutions of more than one pixel."""
+    found: set[str] = set()
+    for node in model.graph:
+        kernel = node.inputs[1].shape if node.op_type == "Conv" and node.inputs[1] is not None else None
+        if kernel is not None and any(side != 1 for side in kernel[2:]):
+            found |= {str(value.name) for value in _inputs(node)}
+    return found
+
+
 def quantize_activations(
     model: ir.Model, codes: Mapping[str, Sequence[Codes]], quantized: Quantized, products: bool, outputs: bool,
     boundaries: Sequence[float] = (),

@@ -10,6 +10,7 @@ from graphs import CHANNELS, FLOAT, SIDE, initializer, inputs, named, run, sessi
 from outzoom.compress.activations import (
     activations,
     asymmetric_codes,
+    convolved,
     product_factors,
     quantize_activations,
     symmetric_codes,
@@ -252,3 +253,11 @@ def test_factors_of_products_are_those_that_are_both_activations():
     other = ir.node("MatMul", [named(turned, "turned", [1, CHANNELS, SIDE * SIDE]), product.inputs[0]])
     model.graph.insert_after(product, [turned, other])
     assert product_factors(model) == {"turned", "rows"}
+
+
+def test_a_convolution_of_single_pixels_is_a_product_of_matrices():
+    model = small_model()
+    assert convolved(model) == {"picture"}
+    (conv,) = (node for node in model.graph if node.op_type == "Conv")
+    conv.replace_input_with(1, initializer("pointwise", np.zeros((CHANNELS, CHANNELS, 1, 1), np.float32)))
+    assert convolved(model) == set()

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 from conftest import DEMO, ROOT
 
@@ -16,6 +17,7 @@ from outzoom.export.calibration import measure_activations, read_inputs
 from outzoom.export.trace import save_skeleton, trace
 from outzoom.export.work import MODEL
 from outzoom.runtime import Inpainting, Painting, UserError, load_image, open_bundle, open_manifest
+from outzoom.runtime.engines import engine_files
 from outzoom.runtime.packed import open_packed, unpack
 from outzoom.runtime.shapes import dimensions
 
@@ -122,6 +124,19 @@ def test_openvino_computes_the_unet_in_integers(compressed):
     assert found.counts["MatMul"] == {"int8": totals["MatMul"]}
     assert found.counts["attention"] == {"int8": totals["attention"]}
     assert found.unmet == ()
+
+
+def test_no_convolution_of_openvino_has_a_zero_point_for_which_to_add_up_its_weights(compressed):
+    inputs = {"Convolution": set(), "MatMul": set()}
+    with engine_files(open_manifest(compressed["openvino-cpu-integers"]), "unet").complete() as engine:
+        for node in openvino.Core().read_model(engine).get_ops():
+            kind = node.get_type_name()
+            if kind not in inputs or (kind == "Convolution" and list(node.input_value(1).shape)[2:] == [1, 1]):
+                continue
+            if (source := node.input_value(0).get_node()).get_type_name() == "Multiply":
+                inputs[kind].add(source.input_value(0).get_node().get_type_name())
+    assert inputs["Convolution"] == {"Convert"}
+    assert "Subtract" in inputs["MatMul"]
 
 
 def test_onnx_runtime_multiplies_dynamically_in_integers(compressed):
