@@ -4,19 +4,23 @@
 
 For every component, recipe and SoC a context binary is made: the time that it takes, its size, what is left to the CPU.
 Those for the SoCs that `--emulate` names are run: on the probe that builds check a component with, and on inputs that
-zooms recorded for calibration. A second run goes on where the first stopped.
+zooms recorded for calibration. That takes hours; it can be done elsewhere: see qnn_emulation.py. A second run goes on
+where the first stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,12 +29,13 @@ from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
 from ..export.parity import tensor_psnr_db
 from ..export.plan import BundlePlan
 from ..export.work import MODEL, OUTPUT, load_arrays
-from ..runtime.backends import Array, Engine, Loading, backend_for
+from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.backends.qnn_origin import PACKAGE, SOCS
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import OutzoomError, printable
-from ..runtime.files import scratch_directory
+from ..runtime.files import atomic_directory
 from .machine import describe_machine
+from .qnn_emulation import INPUTS, emulate, read_output
 from .results import Machine
 from .scripts import complain, write_json
 
@@ -39,6 +44,7 @@ RECIPES = ("a16w8", "a8w8")
 EMULATED = ("SM8650",)
 ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 CONTEXT = "EPContext"
+PROBE = "probe"
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -60,6 +66,7 @@ class Context(msgspec.Struct, frozen=True):
     probe_psnr_db: float | None = None
     zoom_psnr_db: tuple[float, ...] = ()
     emulated_cpu_seconds: float | None = None  # of one run
+    emulated_on: str | None = None  # the processor
 
 
 class QnnResult(msgspec.Struct, frozen=True):
@@ -102,47 +109,67 @@ class Measurement:
             found[component] = [files[index] for index in chosen]
         return found
 
-    def context(self, bundle: BundlePlan, component: str) -> Context:
-        """Make a context, and run it if that is asked for."""
+    def made(self, bundle: BundlePlan, component: str) -> Context:
+        """Make a context; it is kept, with inputs to run it on, where that is asked for."""
         cache, backend = self.plan.cache_folder, backend_for(bundle.target)
-        soc = bundle.target.rpartition("-")[2].upper()
+        found = Context(component, bundle.recipe.name, soc_of(bundle))
         stages.run(list(bundle.engines[component].needs), cache, 1, _tell)
         onnx, module = (stage.folder(cache) for stage in bundle.engines[component].needs)
-        found = Context(component, bundle.recipe.name, soc)
-        with scratch_directory(self.plan.out / "engine") as folder:
+        case = self.case(found)
+        with atomic_directory(case) as folder:
             started = time.process_time()
             try:
-                engine = backend.compile(onnx / component / MODEL, folder / component)
+                engine = backend.compile(onnx / component / MODEL, folder)
             except OutzoomError as error:
                 return msgspec.structs.replace(found, refused=printable(str(error).partition("\n")[0]))
             found = msgspec.structs.replace(
                 found,
                 compile_cpu_seconds=round(time.process_time() - started, 1),
-                engine_bytes=sum(file.stat().st_size for file in engine.parent.iterdir()),
+                engine_bytes=sum(file.stat().st_size for file in folder.iterdir()),
                 operators_on_cpu=operators_on_cpu(engine),
             )
-            if soc not in self.emulated:
-                return found
-            loaded = backend.load(engine, Loading(bundle.recipe.compute))
-            return self._run(found, loaded, onnx / component / MODEL, module)
+            if found.soc in self.emulated:
+                (probe,) = sorted(module.glob("*.npz"))
+                for name, file in {PROBE: probe, **{one.stem: one for one in self.samples[component]}}.items():
+                    np.savez(folder / f"{INPUTS}{name}.npz", **_feeds(file))
+        if found.soc not in self.emulated:
+            shutil.rmtree(case)
+        return found
 
-    def _run(self, found: Context, engine: Engine, onnx: Path, module: Path) -> Context:
-        """Compare what an engine computes."""
+    def compared(self, bundle: BundlePlan, found: Context) -> Context:
+        """What was emulated of a context, beside what it should be."""
+        cache, case = self.plan.cache_folder, self.case(found)
+        onnx, module = (stage.folder(cache) for stage in bundle.engines[found.component].needs)
         (probe,) = sorted(module.glob("*.npz"))
         wanted = load_arrays(probe)[OUTPUT]
-        graph = backend_for("onnxruntime").load(onnx, Loading())
-        on_cpu = _psnr_db(wanted, _output(graph, probe))
-        started = time.process_time()
-        emulated = _psnr_db(wanted, _output(engine, probe))
-        seconds = round(time.process_time() - started, 1)
-        folder = self.exact.engines[found.component].folder(self.plan.cache_folder) / found.component
-        exact = backend_for("onnxruntime").load(folder / MODEL, Loading())
-        zoomed = tuple(_psnr_db(_output(exact, file), _output(engine, file)) for file in self.samples[found.component])
-        for one in (graph, engine, exact):
-            one.close()
+        exact = self.exact.engines[found.component].folder(cache) / found.component / MODEL
+        emulated = read_output(case, PROBE)
+        samples = self.samples[found.component]
         return msgspec.structs.replace(
-            found, graph_psnr_db=on_cpu, probe_psnr_db=emulated, zoom_psnr_db=zoomed, emulated_cpu_seconds=seconds
+            found,
+            graph_psnr_db=_psnr_db(wanted, *_outputs(onnx / found.component / MODEL, [probe])),
+            probe_psnr_db=_psnr_db(wanted, emulated.output),
+            zoom_psnr_db=tuple(
+                _psnr_db(output, read_output(case, file.stem).output)
+                for file, output in zip(samples, _outputs(exact, samples), strict=True)
+            ),
+            emulated_cpu_seconds=round(emulated.cpu_seconds, 1),
+            emulated_on=emulated.cpu_model,
         )
+
+    def case(self, found: Context) -> Path:
+        """Where a context is kept."""
+        return self.cases / found.soc / found.recipe / found.component
+
+    @property
+    def cases(self) -> Path:
+        """The contexts to run, and what they made."""
+        return self.plan.out / "cases"
+
+
+def soc_of(bundle: BundlePlan) -> str:
+    """The name of the SoC that a bundle is for."""
+    return bundle.target.rpartition("-")[2].upper()
 
 
 def operators_on_cpu(engine: Path) -> dict[str, int]:
@@ -153,11 +180,16 @@ def operators_on_cpu(engine: Path) -> dict[str, int]:
     return {name: count for name, count in sorted(counted.items()) if name not in {*ROUNDING, CONTEXT}}
 
 
-def _output(engine: Engine, file: Path) -> Array:
-    """The first output for the inputs in a file."""
-    feeds = load_arrays(file)
-    feeds.pop(OUTPUT, None)
-    return next(iter(engine.run(feeds).values()))
+def _outputs(engine: Path, files: Sequence[Path]) -> list[Array]:
+    """The first output of an ONNX model on ONNX Runtime, for the inputs in each file."""
+    loaded = backend_for("onnxruntime").load(engine, Loading())
+    found = [next(iter(loaded.run(_feeds(file)).values())) for file in files]
+    loaded.close()
+    return found
+
+
+def _feeds(file: Path) -> dict[str, Any]:
+    return {name: array for name, array in load_arrays(file).items() if name != OUTPUT}
 
 
 def _psnr_db(wanted: Array, made: Array) -> float:
@@ -173,13 +205,21 @@ def run(args: argparse.Namespace) -> None:
     measurement = Measurement(plan, tuple(args.emulate), args.samples)
     known = msgspec.json.decode(args.out.read_bytes(), type=QnnResult).entries if args.out.exists() else ()
     entries = {(one.recipe, one.component, one.soc): one for one in known}
-    for bundle in plan.bundles:
-        for component in COMPONENTS:
-            key = (bundle.recipe.name, component, bundle.target.rpartition("-")[2].upper())
-            if key not in entries:
-                entries[key] = measurement.context(bundle, component)
-                _say(f"{' '.join(key)}: {entries[key]}")
-                _write(args, measurement, tuple(entries.values()))
+    planned = {(one.recipe.name, name, soc_of(one)): one for one in plan.bundles for name in COMPONENTS}
+
+    def save(key: tuple[str, str, str], found: Context) -> None:
+        entries[key] = found
+        _say(f"{' '.join(key)}: {found}")
+        _write(args, measurement, tuple(entries.values()))
+
+    for key, bundle in planned.items():
+        if key not in entries:
+            save(key, measurement.made(bundle, key[1]))
+    emulate(measurement.cases, args.jobs, _say)
+    for key, bundle in planned.items():
+        found = entries[key]
+        if found.soc in args.emulate and found.refused is None and found.emulated_cpu_seconds is None:
+            save(key, measurement.compared(bundle, found))
 
 
 def _write(args: argparse.Namespace, measurement: Measurement, entries: tuple[Context, ...]) -> None:
@@ -210,7 +250,8 @@ def main() -> int:
     parser.add_argument("--socs", nargs="+", choices=SOCS, default=list(SOCS))
     parser.add_argument("--emulate", nargs="*", choices=SOCS, default=list(EMULATED), help="whose contexts are run")
     parser.add_argument("--samples", type=int, default=2, help="recorded inputs of each component")
-    parser.add_argument("--work", type=Path, required=True, help="for stages, and one engine at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="emulations at a time")
+    parser.add_argument("--work", type=Path, required=True, help="for stages, and the engines to run")
     parser.add_argument("--out", type=Path, required=True, help="the result, a JSON file")
     args = parser.parse_args()
     try:

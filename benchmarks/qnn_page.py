@@ -14,12 +14,14 @@ def contexts(result: dict[str, Any]) -> str:
     socs = list(dict.fromkeys(entry["soc"] for entry in result["entries"]))
     emulated = dict.fromkeys(entry["soc"] for entry in result["entries"] if entry["emulated_cpu_seconds"] is not None)
     versions, cpu = result["packages"], result["machine"]["cpu_model"]
+    elsewhere = dict.fromkeys(entry["emulated_on"] for entry in result["entries"] if entry.get("emulated_on"))
     lines = [
         f"`{result['model']}` at {result['size'][0]}x{result['size'][1]}, onnxruntime-qnn "
         f"{versions['onnxruntime-qnn']} with onnxruntime {versions['onnxruntime']} on {cpu}. Megabytes of the engine, "
         "and the CPU's seconds, of all threads, that making it took. Lowest PSNR of outputs in dB: of the emulated "
         f"{', '.join(emulated)} to the fp32 engine on inputs that zooms recorded, to PyTorch's module on the noise "
-        "that builds are checked with, and that of the ONNX model on ONNX Runtime, as `bundle.json` says it.",
+        "that builds are checked with, and that of the ONNX model on ONNX Runtime, as `bundle.json` says it."
+        + (f" Emulated on {', '.join(elsewhere)}." if elsewhere else ""),
         "",
         f"| recipe | component | {' | '.join(f'{soc}, MB, s' for soc in socs)} | zoom, emulated | noise, emulated "
         f"| noise, ONNX Runtime | on the CPU | one run emulated, s |",

@@ -4,6 +4,7 @@ pip install 'outzoom[qnn]' brings the package, which emulates the HTP on x86-64.
 """
 
 import json
+import shutil
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -14,6 +15,7 @@ from graphs import CHANNELS, SIDE, inputs, named, run, small_model, snr_db
 from short_recipes import CALIBRATION
 from test_fixed_point import angles_model, in_int8, rounded
 
+from outzoom.benchmarks.qnn_emulation import emulate, read_output
 from outzoom.compress.angles import angles_apart
 from outzoom.compress.fixed_point import integer_biases
 from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
@@ -167,6 +169,35 @@ def test_what_the_emulated_htp_computes_is_near(onnx_file, tmp_path, target):
     made.close()
     assert found.shape == (1, SIDE * SIDE, CHANNELS)
     assert snr_db(run(small_model(), inputs(3)), found) > 35  # as the same graph on the CPU: the weights' 8 bits
+
+
+def case_of(folder):
+    """A context's folder among those to emulate, with the inputs of a run."""
+    case = folder / "SM8650" / "a16w8" / "unet"
+    case.mkdir(parents=True)
+    np.savez(case / "inputs-probe.npz", **inputs(3))
+    return case
+
+
+@needs_package
+def test_a_case_is_emulated_in_a_process_of_its_own(engine, tmp_path):
+    case, said = case_of(tmp_path), []
+    shutil.copytree(engine.parent, case, dirs_exist_ok=True)
+    emulate(tmp_path, 1, said.append)
+    found = read_output(case, "probe")
+    assert snr_db(run(small_model(), inputs(3)), found.output) > 35
+    assert found.cpu_seconds > 0
+    assert [line.partition(",")[0] for line in said] == ["1 of 1: SM8650/a16w8/unet/inputs-probe.npz"]
+
+
+def test_what_was_emulated_elsewhere_is_not_run_again(tmp_path):
+    case, said = case_of(tmp_path), []
+    np.savez(case / "output-probe.npz", output=np.ones(3, np.float32), cpu_seconds=600.5, cpu_model="a larger one")
+    emulate(tmp_path, 1, said.append)
+    assert said == []
+    found = read_output(case, "probe")
+    assert found.output.tolist() == [1, 1, 1]
+    assert (found.cpu_seconds, found.cpu_model) == (600.5, "a larger one")
 
 
 @needs_package

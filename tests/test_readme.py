@@ -1,6 +1,7 @@
 import pytest
 
-from outzoom.benchmarks.readme import PAGES, ROOT, compression, updated
+from outzoom.benchmarks.compression_page import compression
+from outzoom.benchmarks.readme import PAGES, ROOT, updated
 
 
 @pytest.mark.parametrize("page", PAGES)
