@@ -4,8 +4,7 @@
 
 For every component, recipe and SoC a context binary is made: the time that it takes, its size, what is left to the CPU.
 Those for the SoCs that `--emulate` names are run: on the probe that builds check a component with, and on inputs that
-zooms recorded for calibration. That takes hours; it can be done elsewhere: see qnn_emulation.py. A second run goes on
-where the first stopped.
+zooms recorded for calibration, here or elsewhere: see qnn_emulation.py. A second run goes on where the first stopped.
 """
 
 from __future__ import annotations

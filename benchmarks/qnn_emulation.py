@@ -2,9 +2,9 @@
 
     python -m outzoom.benchmarks.qnn_emulation CASES --jobs N
 
-A run of a VAE takes minutes of one core. This needs no more than the runtime, so that the folder can be taken to a
-machine that has many, and back. For every `inputs-NAME.npz` beside an engine it leaves `output-NAME.npz`, by a process
-of its own; what is there already is not made again.
+A run takes up to a minute of one core, at full size far more. This needs no more than the runtime, so that the folder
+can be taken to a machine that has many cores, and back. For every `inputs-NAME.npz` beside an engine it leaves
+`output-NAME.npz`, by a process of its own; what is there already is not made again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 
 def contexts(result: dict[str, Any]) -> str:
     """A row for each recipe and component: megabytes and seconds for each SoC, parity, and what is left to the CPU."""
-    socs = list(dict.fromkeys(entry["soc"] for entry in result["entries"]))
+    socs = sorted({entry["soc"] for entry in result["entries"]})
     emulated = dict.fromkeys(entry["soc"] for entry in result["entries"] if entry["emulated_cpu_seconds"] is not None)
     versions, cpu = result["packages"], result["machine"]["cpu_model"]
     elsewhere = dict.fromkeys(entry["emulated_on"] for entry in result["entries"] if entry.get("emulated_on"))
