@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from ..export import Plan, Shapes, build, open_checkpoint, read_recipe
+from ..export import Plan, Recipe, Shapes, build, open_checkpoint, read_recipe
 from ..export.targets import FORMS, refusal
 from ..runtime.backends import BACKENDS
 from ..runtime.bundle import Bundle
@@ -67,22 +67,21 @@ class TargetsResult(msgspec.Struct, frozen=True):
     entries: tuple[Entry, ...]
 
 
-def measured(checkpoint: str, target: str, recipe: str, work: Path) -> Entry:
+def measured(checkpoint: str, target: str, recipe: Recipe, work: Path) -> Entry:
     """Build one bundle."""
     started = time.monotonic()
     made: Literal["ahead", "on device"] = "on device" if FORMS[target].on_device else "ahead"
-    asked = read_recipe(recipe)
-    if reason := refusal(asked, target):
-        return Entry(target, recipe, made, refused=reason)
+    if reason := refusal(recipe, target):
+        return Entry(target, recipe.name, made, refused=reason)
     try:
         opened = open_checkpoint(checkpoint)
         shapes = Shapes(((opened.native_side, opened.native_side),))
-        plan = Plan(opened, (target,), (asked,), shapes, work / "out", cache=work / "cache")
+        plan = Plan(opened, (target,), (recipe,), shapes, work / "out", cache=work / "cache")
         (bundle,) = build(plan)
     except OutzoomError as error:
-        return Entry(target, recipe, made, refused=str(error))
+        return Entry(target, recipe.name, made, refused=str(error))
     parts = {name: _part(bundle, name) for name in bundle.manifest.components}
-    return Entry(target, recipe, made, parts, bundle.manifest.checked_on, round(time.monotonic() - started, 1))
+    return Entry(target, recipe.name, made, parts, bundle.manifest.checked_on, round(time.monotonic() - started, 1))
 
 
 def _part(bundle: Bundle, component: str) -> Part:
@@ -94,11 +93,12 @@ def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: P
     """Build what the result file does not have yet."""
     known = msgspec.json.decode(out.read_bytes(), type=TargetsResult).entries if out.exists() else ()
     entries = {(one.target, one.recipe): one for one in known}
-    for recipe in recipes:
+    for recipe in map(read_recipe, recipes):
         for target in targets:
-            if (target, recipe) not in entries:
-                entries[target, recipe] = measured(checkpoint, target, recipe, work)
-                print(f"{target} {recipe}: {entries[target, recipe].refused or 'built'}", file=sys.stderr)
+            key = (target, recipe.name)
+            if key not in entries:
+                entries[key] = measured(checkpoint, target, recipe, work)
+                print(f"{' '.join(key)}: {entries[key].refused or 'built'}", file=sys.stderr)
                 ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
                 _write(checkpoint, tuple(ordered), out)
 
@@ -117,7 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--targets", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names, or TOML files")
     parser.add_argument("--work", type=Path, required=True, help="for stages and bundles")
     parser.add_argument("--out", type=Path, required=True, help="the result, a JSON file")
     args = parser.parse_args()
