@@ -41,8 +41,8 @@ class Part(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """A target and a recipe: what was built, and on which target's engines it was checked; or why it is refused.
 
-    `made`: when there is an engine, with the bundle or on the device, of what the bundle has. `seconds`: of the stages
-    that only this bundle needed, beside whatever else ran; None where that was too much.
+    `made`: when there is an engine, with the bundle or on the device, of what the bundle has. `cpu_seconds`: of all the
+    stages behind the bundle, those included that others share, and of all cores.
     """
 
     target: str
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
     made: Literal["ahead", "on device"]
     components: dict[str, Part] = {}
     checked_on: str | None = None
-    seconds: float | None = None
+    cpu_seconds: float | None = None
     refused: str | None = None
 
 
@@ -69,7 +69,6 @@ class TargetsResult(msgspec.Struct, frozen=True):
 
 def measured(checkpoint: str, target: str, recipe: Recipe, work: Path) -> Entry:
     """Build one bundle."""
-    started = time.monotonic()
     made: Literal["ahead", "on device"] = "on device" if FORMS[target].on_device else "ahead"
     if reason := refusal(recipe, target):
         return Entry(target, recipe.name, made, refused=reason)
@@ -81,7 +80,8 @@ def measured(checkpoint: str, target: str, recipe: Recipe, work: Path) -> Entry:
     except OutzoomError as error:
         return Entry(target, recipe.name, made, refused=str(error))
     parts = {name: _part(bundle, name) for name in bundle.manifest.components}
-    return Entry(target, recipe.name, made, parts, bundle.manifest.checked_on, round(time.monotonic() - started, 1))
+    cpu_seconds = sum(stage.cpu_seconds or 0 for stage in bundle.manifest.build.stages)
+    return Entry(target, recipe.name, made, parts, bundle.manifest.checked_on, round(cpu_seconds, 1))
 
 
 def _part(bundle: Bundle, component: str) -> Part:

@@ -14,12 +14,12 @@ def targets(result: dict[str, Any]) -> str:
     """Which recipe goes for which target, and what becomes of each component; from outzoom.benchmarks.targets."""
     entries = {(entry["target"], entry["recipe"]): entry for entry in result["entries"]}
     names, recipes = (list(dict.fromkeys(key[index] for key in entries)) for index in (0, 1))
-    machine, timed = result["machine"], any(entry["seconds"] is not None for entry in entries.values())
+    machine, timed = result["machine"], any(entry["cpu_seconds"] is not None for entry in entries.values())
     reasons: list[str] = []
     lines = [
         f"`{result['checkpoint']}`, every bundle built on {machine['cpu_model']}, {machine['usable_cores']} cores; "
         "megabytes on disk, the lowest parity of a component in dB"
-        f"{', and the seconds that it took beyond the stages that others had run' if timed else ''}:",
+        f"{', and the seconds of one core that building it takes, from the checkpoint on' if timed else ''}:",
         "",
         row(["target", "engines", *recipes]),
         "|" + "---|" * (len(recipes) + 2),
@@ -47,7 +47,7 @@ def _target_cell(entry: dict[str, Any] | None, reasons: list[str]) -> str:
         return f"refused {footnote(entry['refused'], reasons)}"
     parts = entry["components"].values()
     size_mb = sum(part["size_bytes"] for part in parts) / 1e6
-    seconds = f", {entry['seconds']:.0f} s" if entry["seconds"] is not None else ""
+    seconds = f", {entry['cpu_seconds']:.0f} s" if entry["cpu_seconds"] is not None else ""
     return f"{size_mb:.1f} MB, {_least_db(list(parts))}{seconds}"
 
 

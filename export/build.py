@@ -158,6 +158,10 @@ def assemble(bundle: BundlePlan, root: Path, engines: Iterable[Path]) -> Bundle:
     return open_manifest(root, verify=False)
 
 
+def _info(record: Record) -> StageInfo:
+    return StageInfo(record.name, record.seconds, record.peak_memory_bytes, record.cpu_seconds)
+
+
 def _manifest(bundle: BundlePlan, components: dict[str, Component], files: dict[str, FileEntry]) -> Manifest:
     plan, checkpoint = bundle.plan, bundle.plan.checkpoint
     recipe = bundle.recipe
@@ -180,6 +184,6 @@ def _manifest(bundle: BundlePlan, components: dict[str, Component], files: dict[
             **{name: version(name) for name in ("outzoom", *TOOLS)},
             bundle.target: maker_version(bundle.target),
         },
-        build=BuildInfo(bundle.key, tuple(StageInfo(r.name, r.seconds, r.peak_memory_bytes) for r in records)),
+        build=BuildInfo(bundle.key, tuple(_info(record) for record in records)),
         checked_on=FORMS[bundle.target].checked_on,
     )

@@ -40,6 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     name: str
     key: str
     seconds: float
+    cpu_seconds: float  # of all cores, which other work does not make longer
     peak_memory_bytes: int
     finished: str  # UTC, ISO 8601
 
@@ -177,7 +178,8 @@ def _run_stage(stage: Stage, cache: Path, pipe: Connection) -> None:
             stage.work(folder, *(need.folder(cache) for need in stage.needs), **stage.arguments)
             seconds = round(time.monotonic() - started, 2)
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            record = Record(stage.name, stage.key, seconds, peak_rss_bytes(), now)
+            cpu_seconds = round(sum(os.times()[:4]), 2)  # in the program and in the system, its own and its children's
+            record = Record(stage.name, stage.key, seconds, cpu_seconds, peak_rss_bytes(), now)
             (folder / RECORD).write_bytes(msgspec.json.encode(record))
         pipe.send(None)
     except Exception as error:

@@ -87,11 +87,12 @@ class RecipeInfo(msgspec.Struct, frozen=True):
 
 
 class StageInfo(msgspec.Struct, frozen=True):
-    """A step of the build, and what it took."""
+    """A step of the build, and what it took: `cpu_seconds` of all cores, which other work does not make longer."""
 
     name: str
     seconds: float
     peak_memory_bytes: int
+    cpu_seconds: float | None = None  # older bundles do not say
 
 
 class BuildInfo(msgspec.Struct, frozen=True):

@@ -217,6 +217,8 @@ def test_the_build_log_and_the_manifest_say_what_each_stage_took(make, tmp_path)
             stage = stages[f"{component}: {what}"]
             assert stage.seconds >= 0
             assert 50e6 < stage.peak_memory_bytes < 2e9  # an interpreter with numpy takes 30 MB
+            assert stage.cpu_seconds is not None
+            assert 0 < stage.cpu_seconds < 600
     log = (tmp_path / "out" / "build.log").read_text()
     assert re.search(r"unet: compile for onnxruntime, fp32: \d+\.\d s, peak memory \d+ MiB", log)
     assert "onnxruntime-fp32: written" in log
