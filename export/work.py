@@ -166,7 +166,7 @@ def _rounded(
 
     ONNX Runtime computes a convolution in integers only if it makes them; OpenVINO a product of two activations only if
     both have the code 0 for zero. Where the input of a convolution has another, OpenVINO adds up the weights at each
-    start, one by one: the full-size UNet took 4 s to open in place of 2.
+    start, one by one: the full-size UNet took 4 s to open in place of 1.3.
     """
     from ..compress import activations
     from ..compress.ranges import choose_range

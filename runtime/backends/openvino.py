@@ -82,11 +82,11 @@ class OpenVino:
         forget_mapped(self.weights_file(engine))  # what is computed with are copies in another order
         return OpenVinoEngine(compiled)
 
-    def compiled(self, engine: Path, loading: Loading) -> Any:
-        """The package's own compiled model of an engine; what it keeps in the cache has no weights."""
+    def compiled(self, engine: Path, loading: Loading, more: Mapping[str, str] | None = None) -> Any:
+        """The package's own compiled model, with `more` options; what it keeps in the cache has no weights."""
         core, device = _package().Core(), loading.device or self.device
         check_device(core.available_devices, device)
-        options = {"PERFORMANCE_HINT": "LATENCY"}
+        options = {"PERFORMANCE_HINT": "LATENCY", **(more or {})}
         if (precision := _precision(core, device, loading.compute)) is not None:
             options["INFERENCE_PRECISION_HINT"] = precision
         if loading.cache is not None:
