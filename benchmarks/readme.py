@@ -59,6 +59,8 @@ PAGES: dict[str, Sections] = {
     "docs/live.md": {"live": ("live.json", live_page.live)},
     "docs/compression.md": {
         "demo-compression": ("demo-compression.json", compression_page.compression),
+        "demo-equal-bits": ("demo-equal-bits.json", demo_page.demo_recipes),
+        "full-size-int8-step": ("full-size-int8-step.json", compression_page.compression),
         "full-size-compression": ("full-size-compression.json", compression_page.compression),
     },
     "docs/memory.md": {
