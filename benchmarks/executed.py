@@ -66,14 +66,20 @@ def executed(inpainting: Inpainting, component: str, feeds: Mapping[str, Array])
     if segments_of(inpainting.bundle, component):
         return None
     backend = backend_for(manifest.target)
-    sides = dimensions(inpainting.size, manifest.vae_scale_factor)
-    loading = Loading(manifest.recipe.compute, manifest.components[component].inputs, sides)
+    loading = loading_of(inpainting, component)
     with inpainting.engine_file(component) as file:
         if isinstance(backend, OnnxRuntime):
             return run_by_onnxruntime(backend, file, backend.options(loading), feeds)
         if isinstance(backend, OpenVino):
             return run_by_openvino(file, backend.compiled(file, loading))
     return None
+
+
+def loading_of(inpainting: Inpainting, component: str) -> Loading:
+    """How the engine of a component is loaded at the size of the inpainting."""
+    manifest = inpainting.bundle.manifest
+    sides = dimensions(inpainting.size, manifest.vae_scale_factor)
+    return Loading(manifest.recipe.compute, manifest.components[component].inputs, sides)
 
 
 def run_by_onnxruntime(backend: OnnxRuntime, file: Path, options: Any, feeds: Mapping[str, Array]) -> Executed:

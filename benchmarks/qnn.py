@@ -32,7 +32,7 @@ from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.backends.qnn_origin import PACKAGE, SOCS
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import OutzoomError, printable
-from ..runtime.files import atomic_directory
+from ..runtime.files import atomic_directory, scratch_directory
 from .machine import describe_machine
 from .qnn_emulation import INPUTS, emulate, read_output
 from .results import Machine
@@ -114,8 +114,7 @@ class Measurement:
         found = Context(component, bundle.recipe.name, soc_of(bundle))
         stages.run(list(bundle.engines[component].needs), cache, 1, _tell)
         onnx, module = (stage.folder(cache) for stage in bundle.engines[component].needs)
-        case = self.case(found)
-        with atomic_directory(case) as folder:
+        with scratch_directory(self.plan.out / "engine") as folder:
             started = time.process_time()
             try:
                 engine = backend.compile(onnx / component / MODEL, folder)
@@ -128,11 +127,11 @@ class Measurement:
                 operators_on_cpu=operators_on_cpu(engine),
             )
             if found.soc in self.emulated:
-                (probe,) = sorted(module.glob("*.npz"))
-                for name, file in {PROBE: probe, **{one.stem: one for one in self.samples[component]}}.items():
-                    np.savez(folder / f"{INPUTS}{name}.npz", **_feeds(file))
-        if found.soc not in self.emulated:
-            shutil.rmtree(case)
+                with atomic_directory(self.case(found)) as case:
+                    shutil.copytree(folder, case, dirs_exist_ok=True)
+                    (probe,) = sorted(module.glob("*.npz"))
+                    for name, file in {PROBE: probe, **{one.stem: one for one in self.samples[component]}}.items():
+                        np.savez(case / f"{INPUTS}{name}.npz", **_feeds(file))
         return found
 
     def compared(self, bundle: BundlePlan, found: Context) -> Context:

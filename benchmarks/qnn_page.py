@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .markdown import row
 from .scripts import footnote
 
 Entry = dict[str, Any]
@@ -36,7 +37,7 @@ def contexts(result: dict[str, Any]) -> str:
             (f"{entry['emulated_cpu_seconds']:.0f}" for entry in found if entry["emulated_cpu_seconds"]), "-"
         )
         cells += [", ".join(f"{count} {name}" for name, count in left.items()) or "-", seconds]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
     lines += ["", *(f"[{number}] {reason}." for number, reason in enumerate(reasons, 1))]
     return "\n".join(lines).rstrip()
 

@@ -19,12 +19,11 @@ from typing import Any
 import msgspec
 
 from ..runtime import UserError, open_manifest
-from ..runtime.backends import Loading, backend_for
+from ..runtime.backends import backend_for
 from ..runtime.backends.openvino import OpenVino, OpenVinoEngine
 from ..runtime.errors import OutzoomError
 from ..runtime.inpainting import Inpainting
-from ..runtime.shapes import dimensions
-from .executed import run_by_openvino
+from .executed import loading_of, run_by_openvino
 from .machine import describe_machine
 from .measure import random_feeds
 from .results import Executed, Latency, Machine, ratio_of
@@ -76,14 +75,12 @@ def measured(dense: Path, sparse: Path, rounds: int) -> tuple[Step, ...]:
 def _opened(path: Path, options: Mapping[str, str]) -> tuple[OpenVinoEngine, dict[str, Any], Executed]:
     """The engine of a bundle's UNet with options of the plugin's, inputs for it, and what it computes in."""
     bundle = open_manifest(path)
-    manifest, backend = bundle.manifest, backend_for(bundle.manifest.target)
+    backend = backend_for(bundle.manifest.target)
     if not isinstance(backend, OpenVino):
-        raise UserError(f"'{path}' is for {manifest.target}", hint="give bundles of openvino-cpu")
+        raise UserError(f"'{path}' is for {bundle.manifest.target}", hint="give bundles of openvino-cpu")
     inpainting = Inpainting(bundle)
-    sides = dimensions(inpainting.size, manifest.vae_scale_factor)
-    loading = Loading(manifest.recipe.compute, manifest.components[UNET].inputs, sides)
     with inpainting.engine_file(UNET) as file:
-        compiled = backend.compiled(file, loading, options)
+        compiled = backend.compiled(file, loading_of(inpainting, UNET), options)
         return OpenVinoEngine(compiled), random_feeds(inpainting, UNET), run_by_openvino(file, compiled)
 
 

@@ -7,11 +7,13 @@ import pytest
 from graphs import inputs, small_model
 from test_activations import quantized
 
+from outzoom.benchmarks import sparsity
 from outzoom.benchmarks.executed import Product, Ran, compiled_to, run_by_onnxruntime, run_by_openvino, summary
 from outzoom.compress.dynamic import multiply_dynamically
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.recipe import Int4, Recipe, Rule
 from outzoom.compress.weights import compress_weights
+from outzoom.runtime import UserError
 from outzoom.runtime.backends import Loading
 from outzoom.runtime.backends.onnxruntime import OnnxRuntime
 from outzoom.runtime.backends.openvino import OpenVino
@@ -143,3 +145,19 @@ def test_openvinos_primitives_by_hand():
 def test_weights_of_eight_bits_alone_become_floats_in_openvino(tmp_path):
     model = compressed(small_model(), tmp_path, Rule(operators=("MatMul",), engine="int8"))
     assert by_openvino(model, tmp_path).counts["MatMul"] == {"int8 weights": 1, "float32": 1}
+
+
+def test_dense_and_sparse_steps_are_timed_beside_each_other(tiny_bundles):
+    bundle = tiny_bundles["openvino-cpu-fp32"]
+    dense, sparse, with_kernels = sparsity.measured(bundle, bundle, rounds=2)
+    assert dense.ratio_to_dense["median"] == 1
+    assert sparse.ratio_to_dense["median"] > 0
+    assert (dense.options, sparse.options) == ({}, {})
+    assert with_kernels.options == sparsity.KERNELS
+    assert with_kernels.executed.sparse_layers == 0  # its weights have no zeros
+    assert {step.latency.run_count for step in (dense, sparse, with_kernels)} == {2}
+
+
+def test_sparse_steps_of_another_engine_are_refused(tiny_bundles):
+    with pytest.raises(UserError, match="is for onnxruntime"):
+        sparsity.measured(tiny_bundles["onnxruntime-fp32"], tiny_bundles["onnxruntime-fp32"], rounds=1)
