@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import msgspec
 
 from ..compress.recipe import Recipe
-from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
+from ..export import Plan, Shapes, calibration, open_checkpoint, read_recipe, reading, stages
 from ..export.checkpoint import Checkpoint
+from ..export.compiling import read_engine
 from ..export.plan import EXACT, BundlePlan
-from ..export.work import MODEL, WEIGHTS, read_engine
+from ..export.reading import MODEL, WEIGHTS
 from ..runtime.errors import OutzoomError, UserError
 from ..runtime.files import link_or_copy
 from .engines import EngineFile
@@ -118,6 +119,16 @@ class Compressor(Protocol):
         ...
 
 
+SHARED = (reading.trace_component, reading.run_module, calibration.record_trajectories)  # by all recipes
+
+
+def _compressing(stage: stages.Stage) -> tuple[stages.Stage, ...]:
+    """A stage after those that it needs, each once; for `mixed` some are of other components. Not: what all share."""
+    if stage.work in SHARED:
+        return ()
+    return tuple(dict.fromkeys((*(one for need in stage.needs for one in _compressing(need)), stage)))
+
+
 @dataclass(frozen=True)
 class Ours:
     """A recipe for a target."""
@@ -131,11 +142,10 @@ class Ours:
         return f"outzoom-{self.target}-{Path(self.recipe).stem}"
 
     def compress(self, task: Task) -> dict[str, Any]:
-        """Measure activations if the recipe asks for it, write ONNX, compile and check; not: trace and zoom."""
+        """All that the recipe asks for, from what was traced and recorded on zooms to the checked engine."""
         compiled = task.bundle(self.target, read_recipe(self.recipe)).engines[UNET]
         stages.run([compiled], task.cache, 1, lambda event: None)
-        onnx = compiled.needs[0]
-        ran = [stage.record(task.cache) for stage in (*onnx.needs[1:], onnx, compiled)]
+        ran = [stage.record(task.cache) for stage in _compressing(compiled)]
         records = [record for record in ran if record is not None]
         return {
             "wall_seconds": round(sum(record.seconds for record in records), 1),

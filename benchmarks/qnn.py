@@ -27,7 +27,7 @@ import numpy as np
 from ..export import Plan, Shapes, open_checkpoint, read_recipe, stages
 from ..export.parity import tensor_psnr_db
 from ..export.plan import BundlePlan
-from ..export.work import MODEL, OUTPUT, load_arrays
+from ..export.reading import MODEL, OUTPUT, load_arrays
 from ..runtime.backends import Array, Loading, backend_for
 from ..runtime.backends.qnn_origin import PACKAGE, SOCS
 from ..runtime.bundle import COMPONENTS

@@ -28,7 +28,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import OutzoomError, printable
 from ..runtime.files import atomic_directory, link_or_copy
-from . import stages, work
+from . import compiling, stages, writing
 from .interop import write_interop_files
 from .plan import TOOLS, BundlePlan, Plan, all_stages, scheduler_config, tokenizer_files
 from .sensitivity import CHOSEN
@@ -68,7 +68,7 @@ def _clear_engines(plan: Plan) -> None:
         stage.folder(plan.cache_folder)
         for bundle in plan.bundles for engine in bundle.engines.values() for stage in all_stages(engine)
     }  # fmt: skip
-    for made in (work.write_onnx, work.compile_engine):
+    for made in (writing.write_onnx, compiling.compile_engine):
         for folder in plan.cache_folder.glob(f"{made.__name__}-*"):
             with suppress(FileNotFoundError):  # another build may clear away at the same time
                 if folder in own or time.time() - folder.stat().st_mtime > LEFT_SECONDS:
@@ -101,7 +101,7 @@ class BuildLog:
     def done(self, bundle: BundlePlan) -> None:
         """A bundle was written; what its engines' makers noted goes into the file."""
         for stage in bundle.engines.values():
-            for note in work.read_engine(stage.folder(bundle.plan.cache_folder)).notes:
+            for note in compiling.read_engine(stage.folder(bundle.plan.cache_folder)).notes:
                 self._write(f"{bundle.path.name}: {note}")
         text = f"{bundle.path.name}: written"
         self.on_event("done", text)
@@ -142,7 +142,7 @@ def assemble(bundle: BundlePlan, root: Path, engines: Iterable[Path]) -> Bundle:
     components: dict[str, Component] = {}
     files: dict[str, FileEntry] = {}
     for folder in engines:
-        described = work.read_engine(folder)
+        described = compiling.read_engine(folder)
         components |= described.components
         files |= described.files
         for name in described.files:

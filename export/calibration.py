@@ -27,9 +27,9 @@ from ..runtime.images import load_image
 from ..runtime.inpainting import Painting
 from ..runtime.zoom import Zoom
 from .checkpoint import Checkpoint
+from .reading import MODEL, WEIGHTS, load_arrays, load_traced
 from .recipes import calibration_pictures
 from .shapes import about_bytes
-from .work import MODEL, WEIGHTS, load_arrays, load_traced
 
 if TYPE_CHECKING:
     import onnx_ir as ir

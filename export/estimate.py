@@ -17,7 +17,7 @@ from ..compress.recipe import Recipe
 from ..runtime.bundle import COMPONENTS
 from ..runtime.errors import UserError
 from ..runtime.shapes import Size
-from . import calibration, sensitivity, stages, work
+from . import calibration, compiling, reading, sensitivity, stages, writing
 from .checkpoint import PART_OF, Checkpoint
 from .layout import is_of_component
 from .plan import BundlePlan, Plan
@@ -54,19 +54,20 @@ class Rates:
     activations: float = 0.0
 
 
+PROBE_SECONDS = 160  # to compress 1e9 parameters by one choice of a mixed recipe
 # Fitted to the stages in benchmarks/results/full-size.json (Stable Diffusion 2 at 512x512 in fp16, for both targets, 2
 # jobs; AMD EPYC, 2 cores) and in a build.log of the demo model there (not kept), whose stages are mostly their start.
 RATES = {
-    work.trace_component: Rates(0.5, tensor_seconds=0.022, start_mib=450),
-    work.run_module: Rates(
+    reading.trace_component: Rates(0.5, tensor_seconds=0.022, start_mib=450),
+    reading.run_module: Rates(
         0.15, parameter_seconds=11, multiply_add_seconds=22,
         start_mib=380, largest=1.6, activations=1,
     ),
-    # not measured at full size: five choices, of which one took 54 s for 1e9 parameters (full-size-recipes.json)
-    sensitivity.try_choices: Rates(0.0, parameter_seconds=270, start_mib=350, largest=3),
-    work.write_onnx: Rates(0.0, parameter_seconds=12, start_mib=350, largest=1.5),
+    # full-size-compression.json, all five choices
+    sensitivity.try_choices: Rates(0.0, parameter_seconds=PROBE_SECONDS * 5, start_mib=400, largest=10),
+    writing.write_onnx: Rates(0.0, parameter_seconds=12, start_mib=350, largest=1.5),
 }  # fmt: skip
-ENGINE_RATES = {  # of work.compile_engine, by target
+ENGINE_RATES = {  # of compiling.compile_engine, by target
     "openvino-cpu": Rates(
         0.1, tensor_seconds=0.0032, parameter_seconds=14.5, multiply_add_seconds=8,
         start_mib=430, stored=1, segment=0.3, activations=0.4,
@@ -94,9 +95,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Weights:
-    """What of a component's weights time and memory depend on; `largest` is the tensor with the most parameters."""
+    """What of a component's weights time and memory depend on; `largest` is the tensor with the most parameters.
+
+    `layers`: the tensors with more than one side, which are those that recipes compress.
+    """
 
     tensors: int
+    layers: int
     parameters: int
     largest: int
 
@@ -144,8 +149,9 @@ def component_weights(checkpoint: Checkpoint) -> dict[str, Weights]:
     found = {}
     for component in COMPONENTS:
         tensors = checkpoint.weights(PART_OF[component]).items()
-        own = [math.prod(tensor.shape) for name, tensor in tensors if is_of_component(name, component)]
-        found[component] = Weights(len(own), sum(own), max(own, default=0))
+        shapes = [tensor.shape for name, tensor in tensors if is_of_component(name, component)]
+        own = [math.prod(shape) for shape in shapes]
+        found[component] = Weights(len(own), sum(len(shape) > 1 for shape in shapes), sum(own), max(own, default=0))
     return found
 
 
@@ -157,7 +163,7 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
         return _calibration_cost(stage, weights, shapes.sizes[0])
     component = str(stage.arguments["component"])
     rates, own = _rates(stage), weights[component]
-    probed = stage.work in (work.run_module, work.compile_engine) and component != "text_encoder"
+    probed = stage.work in (reading.run_module, compiling.compile_engine) and component != "text_encoder"
     sizes = shapes.sizes if probed else shapes.sizes[:1]
     pixels = [(shapes.batch if component == "unet" else 1) * width * height for width, height in sizes]
     once = rates.start_seconds + rates.tensor_seconds * own.tensors + rates.parameter_seconds * own.parameters / 1e9
@@ -175,7 +181,7 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
 
 def _rates(stage: Stage) -> Rates:
     """For a target that was not measured those of ONNX Runtime, which takes the most."""
-    if stage.work is work.compile_engine:
+    if stage.work is compiling.compile_engine:
         return ENGINE_RATES.get(stage.arguments["target"], ENGINE_RATES["onnxruntime"])
     return RATES[stage.work]
 
@@ -187,8 +193,10 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
     keyframes = len(recipe.calibration.prompts) * recipe.calibration.keyframes
     runs: dict[str, float] = dict.fromkeys(COMPONENTS, keyframes)
     runs["unet"] *= recipe.calibration.steps * (2 if recipe.calibration.guidance > 1 else 1)
-    if stage.work is sensitivity.measure_sensitivity:  # for each layer, from its place to the end
-        runs[component] = recipe.mixed.samples * weights[component].tensors / 2
+    probing = 0.0
+    if stage.work is sensitivity.measure_sensitivity:  # each layer is compressed, and what follows is run
+        runs[component] = recipe.mixed.samples * weights[component].layers / 2
+        probing = PROBE_SECONDS * weights[component].parameters / 1e9
     components = [component] if component else COMPONENTS
     multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
     memory = (
@@ -196,7 +204,7 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
         + min(max(4 * weights[name].parameters for name in components), SEGMENT_BYTES)
         + rates.activations * pixels * max(ACTIVATION_BYTES[name] for name in components)
     )
-    return Cost(rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
+    return Cost(probing + rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
 
 
 def _bundle_bytes(bundle: BundlePlan, weights: Mapping[str, Weights]) -> int:

@@ -27,7 +27,7 @@ from ..runtime.images import load_image
 from ..runtime.schedulers import default_scheduler, make_scheduler
 from ..runtime.shapes import dimensions
 from ..runtime.tokenizer import ClipTokenizer
-from . import calibration, sensitivity, work
+from . import calibration, compiling, reading, sensitivity, writing
 from .checkpoint import PART_OF, Checkpoint
 from .hashes import HashMemory, code_sha256
 from .layout import TOKENIZER_FILES
@@ -225,14 +225,14 @@ class BundlePlan:
 
         traced = self._traced(component)
         module = Stage(
-            f"{component}: run the checkpoint's module", work.run_module,
+            f"{component}: run the checkpoint's module", reading.run_module,
             {"config": config, "inputs": probes, **weights, **made_by}, {**ours, "shapes": shapes},
         )  # fmt: skip
         integers = self.recipe.rounds_activations(component) or self.recipe.multiplies_dynamically(component)
         for_onnxruntime = integers and FORMS[self.target].integers_of_onnxruntime
         typed = FORMS[self.target].typed
         onnx = Stage(
-            f"{component}: write ONNX, {self.recipe.name}", work.write_onnx,
+            f"{component}: write ONNX, {self.recipe.name}", writing.write_onnx,
             {
                 **changes, "hoisted": hoisted, "skips": skips, "segments": segments,
                 "for ONNX Runtime": for_onnxruntime, "typed": typed and self.recipe.compute, **weights,
@@ -244,7 +244,7 @@ class BundlePlan:
             (traced, *self._measured(component, traced), *self.mixed),
         )  # fmt: skip
         return Stage(
-            f"{component}: compile for {self.target}, {self.recipe.name}", work.compile_engine,
+            f"{component}: compile for {self.target}, {self.recipe.name}", compiling.compile_engine,
             {
                 "target": self.target, "version": maker_version(self.target),
                 "compute": self.recipe.compute, "least": self.recipe.min_psnr_db,
@@ -259,7 +259,8 @@ class BundlePlan:
         config = plan.checkpoint.config(PART_OF[component])
         inputs = exported_shapes(plan.checkpoint, component, plan.shapes)
         return Stage(
-            f"{component}: export the graph", work.trace_component, {"config": config, "inputs": inputs, **_made_by()},
+            f"{component}: export the graph", reading.trace_component,
+            {"config": config, "inputs": inputs, **_made_by()},
             {"checkpoint": plan.checkpoint, "component": component, "shapes": plan.shapes},
         )  # fmt: skip
 

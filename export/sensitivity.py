@@ -24,8 +24,8 @@ from ..compress.weights import approximate
 from ..runtime.backends import Array
 from ..runtime.errors import UserError
 from .checkpoint import Checkpoint
+from .reading import MODEL, WEIGHTS, load_arrays, load_traced
 from .segments import described, in_turn, open_mapped, split
-from .work import MODEL, WEIGHTS, load_arrays, load_traced
 
 TRIED = "tried.json"
 SENSITIVITY = "sensitivity.json"

@@ -1,5 +1,6 @@
 """`export-all` from checkpoint to bundle: the manifest says the truth, and nothing half-made stays."""
 
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -29,6 +31,7 @@ from outzoom.runtime.files import sha256_of
 COMPONENTS = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
 TARGETS = ["onnxruntime", "openvino-cpu"]
 FULL_SIZE = json.loads((RESULTS / "full-size.json").read_text())
+COMPRESSED = json.loads((RESULTS / "full-size-compression.json").read_text())["results"]
 STRICT = Recipe("strict", "cannot be met", "float16", "float32", min_psnr_db=200)
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
@@ -396,7 +399,9 @@ def full_size(tmp_path_factory):
         patch.setattr(make_checkpoint, "write_safetensors", write_hole)
         patch.setattr(Plan, "source_sha256", "0" * 64)  # of 2.6 GB of zeros
         make_checkpoint.write_checkpoint("sd2-inpainting", "float16", folder)
-        recipes = (read_recipe("fp16"), read_recipe("int8"))
+        mixed = read_recipe("mixed")
+        one_sample = msgspec.structs.replace(mixed, mixed=msgspec.structs.replace(mixed.mixed, samples=1))
+        recipes = (read_recipe("fp16"), read_recipe("int8"), one_sample)
         yield Plan(open_checkpoint(folder), tuple(TARGETS), recipes, Shapes(((512, 512),)), folder / "out", jobs=2)
 
 
@@ -433,6 +438,15 @@ def test_the_estimate_of_a_calibration_counts_the_runs_of_its_zooms(full_size, f
     assert 1 / 1.5 <= unet.seconds / BUSY_JOBS / runs / measured <= 1.5
     assert zooms.seconds > unet.seconds
     assert 1.7 * 2**30 < zooms.peak_memory_bytes < 3 * 2**30  # a segment of one engine at a time; 1.7 GiB were measured
+
+
+def test_the_estimate_of_a_mixed_recipe_at_full_size_is_near_what_was_measured(full_size_costs):
+    measured = COMPRESSED["outzoom-openvino-cpu-mixed"]["stages"]
+    for component, step in itertools.product(COMPONENTS, ("try choices", "measure the layers' sensitivity")):
+        name = f"{component}: {step}, mixed"
+        seconds, peak_memory_bytes = measured[name]
+        assert 1 / 2 <= full_size_costs[name].seconds / seconds <= 2, name
+        assert 1 / 1.7 <= full_size_costs[name].peak_memory_bytes / peak_memory_bytes <= 1.7, name
 
 
 def test_every_weight_of_the_vae_is_the_encoders_or_the_decoders(tiny_checkpoint):

@@ -14,8 +14,8 @@ from outzoom.benchmarks.measure import random_feeds
 from outzoom.benchmarks.quality import psnr_db
 from outzoom.export import Plan, Shapes, calibration, open_checkpoint, read_recipe, segments
 from outzoom.export.calibration import measure_activations, read_inputs
+from outzoom.export.reading import MODEL
 from outzoom.export.trace import save_skeleton, trace
-from outzoom.export.work import MODEL
 from outzoom.runtime import Inpainting, Painting, UserError, load_image, open_bundle, open_manifest
 from outzoom.runtime.engines import engine_files
 from outzoom.runtime.packed import open_packed, unpack

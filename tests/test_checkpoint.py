@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
 from outzoom.export.checkpoint import MAX_CONFIG_BYTES, PART_OF
-from outzoom.export.work import run_module
+from outzoom.export.reading import run_module
 from outzoom.runtime import UserError
 from outzoom.runtime.safetensors import read_header
 

@@ -223,7 +223,8 @@ def test_constant_weights_stay_what_they_are(compress, store, engine, constant):
 
 
 def test_what_was_written_makes_the_engines_file_again(compress, tmp_path):
-    from outzoom.export.work import WEIGHTS, _offsets
+    from outzoom.export.reading import WEIGHTS
+    from outzoom.export.writing import _offsets
 
     model, _, writer = compress(Rule(prune=Prune(0.3), store=KMeans(4)))
     ir.save(model, tmp_path / "model.onnx", external_data=WEIGHTS)

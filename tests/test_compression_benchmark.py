@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from outzoom.benchmarks.compression import ResultFile, distances, in_memory, measure
-from outzoom.benchmarks.compressors import TORCH, Ours, Rival, Task, rivals
+from outzoom.benchmarks.compressors import TORCH, Ours, Rival, Task, _compressing, rivals
 from outzoom.benchmarks.engines import EngineFile, EngineProcess, loaded, outputs, time_in_turn
 from outzoom.benchmarks.process import run_measured
+from outzoom.export import read_recipe
+from outzoom.export.components import COMPONENTS
 from outzoom.runtime.backends import Loading, backend_for
 from outzoom.runtime.errors import OutzoomError, UserError
 
@@ -82,6 +84,23 @@ def file(task, compressors, tmp_path_factory):
     file = ResultFile(tmp_path_factory.mktemp("result") / "result.json", lambda text: None)
     measure(task, list(compressors.values()), file, rounds=2)
     return file
+
+
+def stages_of(task, recipe):
+    return [stage.name for stage in _compressing(task.bundle("onnxruntime", read_recipe(recipe)).engines["unet"])]
+
+
+def test_a_recipe_takes_the_time_of_its_own_stages(task):
+    steps = ("measure activations", "write ONNX", "compile for onnxruntime")
+    assert stages_of(task, "int8") == [f"unet: {step}, int8" for step in steps]
+
+
+def test_a_mixed_recipe_takes_what_the_choice_among_all_components_takes_too(task):
+    names = stages_of(task, "mixed")
+    assert len(set(names)) == len(names) == 3 + 1 + 2 * len(COMPONENTS)
+    for component in COMPONENTS:
+        assert f"{component}: try choices, mixed" in names
+        assert f"{component}: measure the layers' sensitivity, mixed" in names
 
 
 @pytest.fixture(scope="module")

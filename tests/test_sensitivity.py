@@ -10,8 +10,8 @@ import pytest
 
 from outzoom.compress.layers import find_layers
 from outzoom.export import Plan, Shapes, build, open_checkpoint, read_recipe
+from outzoom.export.reading import load_traced
 from outzoom.export.sensitivity import CHOSEN, SENSITIVITY, TRIED, Chosen, ComponentTried, Tried, check_budget
-from outzoom.export.work import load_traced
 from outzoom.runtime import Painting, UserError, open_bundle, open_manifest
 
 TEXT = """

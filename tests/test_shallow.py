@@ -10,9 +10,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from outzoom.export import Plan, Shapes, open_checkpoint, read_recipe
+from outzoom.export.compiling import Part, _parity_db
 from outzoom.export.plan import skip_connections
+from outzoom.export.reading import OUTPUT
 from outzoom.export.shallow import split_shallow
-from outzoom.export.work import OUTPUT, Part, _parity_db
 from outzoom.runtime import BundleError, OutzoomError, Painting, UserError, Zoom, open_manifest
 from outzoom.runtime.bundle import DEEP_FEATURES, SHALLOW_UNET
 from outzoom.runtime.denoising import Schedule
