@@ -17,8 +17,8 @@ from outzoom.benchmarks.compressors import TORCH, Ours, Rival, Task, _compressin
 from outzoom.benchmarks.engines import EngineFile, EngineProcess, loaded, outputs, time_in_turn
 from outzoom.benchmarks.process import run_measured
 from outzoom.export import read_recipe
-from outzoom.export.components import COMPONENTS
 from outzoom.runtime.backends import Loading, backend_for
+from outzoom.runtime.bundle import COMPONENTS
 from outzoom.runtime.errors import OutzoomError, UserError
 
 ENVIRONMENTS = os.environ.get("OUTZOOM_RIVALS", "")

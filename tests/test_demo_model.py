@@ -29,6 +29,22 @@ def test_every_bundle_paints_the_golden_keyframe(bundles, bundle, least_db):
         assert psnr_db(load_image(GOLDEN), paint_keyframe(zoom)) > least_db
 
 
+def evaluated_keyframes(bundle, promised):
+    """As the table of recipes has them."""
+    from evaluate_recipes import painted
+
+    return painted(bundle, promised["scenes"], {"steps": promised["steps"], "guidance": promised["guidance"]})
+
+
+# 2 dB: the processor decides how engines round, and that shows in keyframes of 20 steps
+def test_a_compressed_bundle_paints_as_near_to_fp32_as_its_table_says(bundles, build_bundles, tmp_path, committed):
+    promised = json.loads((committed / "demo-recipes.json").read_text())
+    ((name, bundle),) = build_bundles(ROOT / "models" / "demo", tmp_path, ["openvino-cpu"], ["kmeans4"]).items()
+    exact, found = (evaluated_keyframes(one, promised) for one in (bundles["openvino-cpu-fp32"], bundle))
+    mean_db = np.mean([psnr_db(*pair) for pair in zip(exact, found, strict=True)])
+    assert mean_db == pytest.approx(promised["bundles"][name]["keyframe_psnr_db"]["mean"], abs=2)
+
+
 def unseen(kind, seed):
     """A scene, the truth of what is around it, and its caption."""
     import scenes
