@@ -2,8 +2,8 @@
 
     python -m outzoom.benchmarks.targets CHECKPOINT --work DIR --out benchmarks/results/targets.json
 
-Each bundle is built by itself; a second run goes on where the first stopped. Where a target's device is not in the
-machine, its engines are not run: the result says on what the parity was measured instead.
+All targets of a recipe are built together; a second run goes on where the first stopped. Where a target's device is
+not in the machine, its engines are not run: the result says on what the parity was measured instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -67,21 +68,48 @@ class TargetsResult(msgspec.Struct, frozen=True):
     entries: tuple[Entry, ...]
 
 
-def measured(checkpoint: str, target: str, recipe: Recipe, work: Path) -> Entry:
-    """Build one bundle."""
-    made: Literal["ahead", "on device"] = "on device" if FORMS[target].on_device else "ahead"
-    if reason := refusal(recipe, target):
-        return Entry(target, recipe.name, made, refused=reason)
+def measured(checkpoint: str, targets: Sequence[str], recipe: Recipe, work: Path, jobs: int) -> Iterator[Entry]:
+    """Build bundles with a recipe, in one plan: what targets have in common is made once."""
+    opened = open_checkpoint(checkpoint)
+    shapes = Shapes(((opened.native_side, opened.native_side),))
+    plan = Plan(opened, (), (recipe,), shapes, work / "out", jobs, cache=work / "cache")
+    accepted = []
+    for target in targets:
+        if reason := _refused(plan, target):
+            yield Entry(target, recipe.name, _made(target), refused=reason)
+        else:
+            accepted.append(target)
+    yield from _built(replace(plan, targets=tuple(accepted)))
+
+
+def _refused(plan: Plan, target: str) -> str | None:
+    """Why the plan's recipe does not go for a target, as far as shows before anything is built."""
+    if reason := refusal(plan.recipes[0], target):
+        return reason
     try:
-        opened = open_checkpoint(checkpoint)
-        shapes = Shapes(((opened.native_side, opened.native_side),))
-        plan = Plan(opened, (target,), (recipe,), shapes, work / "out", cache=work / "cache")
-        (bundle,) = build(plan)
+        replace(plan, targets=(target,))
     except OutzoomError as error:
-        return Entry(target, recipe.name, made, refused=str(error))
-    parts = {name: _part(bundle, name) for name in bundle.manifest.components}
-    cpu_seconds = sum(stage.cpu_seconds or 0 for stage in bundle.manifest.build.stages)
-    return Entry(target, recipe.name, made, parts, bundle.manifest.checked_on, round(cpu_seconds, 1))
+        return str(error)
+    return None
+
+
+def _built(plan: Plan) -> Iterator[Entry]:
+    """What becomes of each target; after one that fails the others are built."""
+    recipe, left = plan.recipes[0].name, list(plan.targets)
+    try:
+        for bundle in build(plan):
+            parts = {name: _part(bundle, name) for name in bundle.manifest.components}
+            cpu_seconds = round(sum(stage.cpu_seconds or 0 for stage in bundle.manifest.build.stages), 1)
+            target = left.pop(0)
+            yield Entry(target, recipe, _made(target), parts, bundle.manifest.checked_on, cpu_seconds)
+    except OutzoomError as error:
+        target = left.pop(0)
+        yield Entry(target, recipe, _made(target), refused=str(error))
+        yield from _built(replace(plan, targets=tuple(left)))
+
+
+def _made(target: str) -> Literal["ahead", "on device"]:
+    return "on device" if FORMS[target].on_device else "ahead"
 
 
 def _part(bundle: Bundle, component: str) -> Part:
@@ -89,18 +117,17 @@ def _part(bundle: Bundle, component: str) -> Part:
     return Part(bundle.component_size_bytes(component), None if parity_db is None else round(parity_db, 1))
 
 
-def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: Path, out: Path) -> None:
+def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: Path, out: Path, jobs: int = 1) -> None:
     """Build what the result file does not have yet."""
     known = msgspec.json.decode(out.read_bytes(), type=TargetsResult).entries if out.exists() else ()
     entries = {(one.target, one.recipe): one for one in known}
     for recipe in map(read_recipe, recipes):
-        for target in targets:
-            key = (target, recipe.name)
-            if key not in entries:
-                entries[key] = measured(checkpoint, target, recipe, work)
-                print(f"{' '.join(key)}: {entries[key].refused or 'built'}", file=sys.stderr)
-                ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
-                _write(checkpoint, tuple(ordered), out)
+        missing = [target for target in targets if (target, recipe.name) not in entries]
+        for entry in measured(checkpoint, missing, recipe, work, jobs):
+            entries[entry.target, entry.recipe] = entry
+            print(f"{entry.target} {entry.recipe}: {entry.refused or 'built'}", file=sys.stderr)
+            ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
+            _write(checkpoint, tuple(ordered), out)
 
 
 def _write(checkpoint: str, entries: tuple[Entry, ...], out: Path) -> None:
@@ -119,10 +146,11 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names, or TOML files")
     parser.add_argument("--work", type=Path, required=True, help="for stages and bundles")
+    parser.add_argument("--jobs", type=int, default=1, help="stages at a time")
     parser.add_argument("--out", type=Path, required=True, help="the result, a JSON file")
     args = parser.parse_args()
     try:
-        run(args.checkpoint, args.targets, args.recipes, args.work, args.out)
+        run(args.checkpoint, args.targets, args.recipes, args.work, args.out, args.jobs)
     except OutzoomError as error:
         return complain(error)
     return 0
