@@ -401,7 +401,7 @@ def full_size(tmp_path_factory):
         make_checkpoint.write_checkpoint("sd2-inpainting", "float16", folder)
         mixed = read_recipe("mixed")
         one_sample = msgspec.structs.replace(mixed, mixed=msgspec.structs.replace(mixed.mixed, samples=1))
-        recipes = (read_recipe("fp16"), read_recipe("int8"), one_sample)
+        recipes = (*map(read_recipe, ("fp16", "int8", "int4", "kmeans4", "pruned", "sparse24", "narrow")), one_sample)
         yield Plan(open_checkpoint(folder), tuple(TARGETS), recipes, Shapes(((512, 512),)), folder / "out", jobs=2)
 
 
@@ -447,6 +447,13 @@ def test_the_estimate_of_a_mixed_recipe_at_full_size_is_near_what_was_measured(f
         seconds, peak_memory_bytes = measured[name]
         assert 1 / 2 <= full_size_costs[name].seconds / seconds <= 2, name
         assert 1 / 1.7 <= full_size_costs[name].peak_memory_bytes / peak_memory_bytes <= 1.7, name
+
+
+@pytest.mark.parametrize("name", [name for name in COMPRESSED if name.startswith("outzoom-openvino-cpu")])
+def test_the_estimate_of_compressing_at_full_size_is_near_what_was_measured(full_size_costs, name):
+    stage = f"unet: write ONNX, {name.removeprefix('outzoom-openvino-cpu-')}"
+    seconds, _ = COMPRESSED[name]["stages"][stage]
+    assert 1 / 2 <= full_size_costs[stage].seconds / seconds <= 2
 
 
 def test_every_weight_of_the_vae_is_the_encoders_or_the_decoders(tiny_checkpoint):
