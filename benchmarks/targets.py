@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from ..export import Plan, Recipe, Shapes, build, open_checkpoint, read_recipe
+from ..export.checkpoint import Checkpoint
 from ..export.targets import FORMS, refusal
 from ..runtime.backends import BACKENDS
 from ..runtime.bundle import Bundle
@@ -68,11 +69,10 @@ class TargetsResult(msgspec.Struct, frozen=True):
     entries: tuple[Entry, ...]
 
 
-def measured(checkpoint: str, targets: Sequence[str], recipe: Recipe, work: Path, jobs: int) -> Iterator[Entry]:
+def measured(checkpoint: Checkpoint, targets: Sequence[str], recipe: Recipe, work: Path, jobs: int) -> Iterator[Entry]:
     """Build bundles with a recipe, in one plan: what targets have in common is made once."""
-    opened = open_checkpoint(checkpoint)
-    shapes = Shapes(((opened.native_side, opened.native_side),))
-    plan = Plan(opened, (), (recipe,), shapes, work / "out", jobs, cache=work / "cache")
+    shapes = Shapes(((checkpoint.native_side, checkpoint.native_side),))
+    plan = Plan(checkpoint, (), (recipe,), shapes, work / "out", jobs, cache=work / "cache")
     accepted = []
     for target in targets:
         if reason := _refused(plan, target):
@@ -121,19 +121,20 @@ def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: P
     """Build what the result file does not have yet."""
     known = msgspec.json.decode(out.read_bytes(), type=TargetsResult).entries if out.exists() else ()
     entries = {(one.target, one.recipe): one for one in known}
+    opened = open_checkpoint(checkpoint)
     for recipe in map(read_recipe, recipes):
         missing = [target for target in targets if (target, recipe.name) not in entries]
-        for entry in measured(checkpoint, missing, recipe, work, jobs):
+        for entry in measured(opened, missing, recipe, work, jobs):
             entries[entry.target, entry.recipe] = entry
             print(f"{entry.target} {entry.recipe}: {entry.refused or 'built'}", file=sys.stderr)
             ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
-            _write(checkpoint, tuple(ordered), out)
+            _write(opened.name, tuple(ordered), out)
 
 
-def _write(checkpoint: str, entries: tuple[Entry, ...], out: Path) -> None:
+def _write(name: str, entries: tuple[Entry, ...], out: Path) -> None:
     command = f"python -m outzoom.benchmarks.targets CHECKPOINT --work DIR --out {out.name}"
     result = TargetsResult(
-        SCHEMA_VERSION, command, time.strftime("%Y-%m-%d"), version("outzoom"), open_checkpoint(checkpoint).name,
+        SCHEMA_VERSION, command, time.strftime("%Y-%m-%d"), version("outzoom"), name,
         describe_machine(), {name: backend.absent() for name, backend in BACKENDS.items()}, entries,
     )  # fmt: skip
     write_json(result, out)

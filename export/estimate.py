@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..compress.recipe import KMeans, Recipe, Rule
 from ..runtime.bundle import COMPONENTS
@@ -54,7 +54,6 @@ class Rates:
     activations: float = 0.0
 
 
-PROBE_SECONDS = 160  # to compress 1e9 parameters by one choice of a mixed recipe
 # Fitted to the stages in benchmarks/results/full-size.json (Stable Diffusion 2 at 512x512 in fp16, for both targets, 2
 # jobs; AMD EPYC, 2 cores) and in a build.log of the demo model there (not kept), whose stages are mostly their start.
 RATES = {
@@ -63,8 +62,7 @@ RATES = {
         0.15, parameter_seconds=11, multiply_add_seconds=22,
         start_mib=380, largest=1.6, activations=1,
     ),
-    # full-size-compression.json, all five choices
-    sensitivity.try_choices: Rates(0.0, parameter_seconds=PROBE_SECONDS * 5, start_mib=400, largest=10),
+    sensitivity.try_choices: Rates(0.0, start_mib=400, largest=10),  # full-size-compression.json
     writing.write_onnx: Rates(0.0, parameter_seconds=12, start_mib=350, largest=1.5),
 }  # fmt: skip
 ENGINE_RATES = {  # of compiling.compile_engine, by target
@@ -166,10 +164,7 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
     probed = stage.work in (reading.run_module, compiling.compile_engine) and component != "text_encoder"
     sizes = shapes.sizes if probed else shapes.sizes[:1]
     pixels = [(shapes.batch if component == "unet" else 1) * width * height for width, height in sizes]
-    parameter_seconds = rates.parameter_seconds
-    if stage.work is writing.write_onnx:
-        parameter_seconds += _compressing_seconds(stage.arguments["recipe"])
-    once = rates.start_seconds + rates.tensor_seconds * own.tensors + parameter_seconds * own.parameters / 1e9
+    once = rates.start_seconds + rates.tensor_seconds * own.tensors + rates.parameter_seconds * own.parameters / 1e9
     computing = rates.multiply_add_seconds * MULTIPLY_ADDS[component] * own.parameters * sum(pixels) / 1e12
     stored = _stored_bytes(own, stage.arguments["recipe"]) if rates.stored else 0
     memory = (
@@ -182,16 +177,18 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
     return Cost(len(sizes) * once + computing, round(memory))
 
 
-def _compressing_seconds(recipe: Recipe) -> float:
-    """About what a recipe takes to compress 1e9 parameters: that of the rule, or choice, that takes the most.
-
-    Fitted to full-size-compression.json, part of which was measured beside other work.
-    """
-    rules = (*recipe.rules, *(recipe.mixed.choices if recipe.mixed else ()))
-    return max((*map(_rule_seconds, rules), 110.0 if recipe.structured else 0.0))
+def _compressing_seconds(stage: Stage) -> float:
+    """About what a stage takes to compress 1e9 parameters: by all choices of a mixed recipe, or by the slowest rule."""
+    recipe = stage.arguments["recipe"]
+    choices = [_rule_seconds(rule) for rule in (recipe.mixed.choices if recipe.mixed else ())]
+    if stage.work is sensitivity.try_choices:
+        return sum(choices)
+    structured = 110.0 if recipe.structured and stage.work is writing.write_onnx else 0.0
+    return max((*map(_rule_seconds, recipe.rules), *choices, structured))
 
 
 def _rule_seconds(rule: Rule) -> float:
+    """For 1e9 parameters; fitted to full-size-compression.json, part of which was measured beside other work."""
     if rule.needs_covariance:
         return 370
     if isinstance(rule.store, KMeans):
@@ -203,7 +200,10 @@ def _rates(stage: Stage) -> Rates:
     """For a target that was not measured those of ONNX Runtime, which takes the most."""
     if stage.work is compiling.compile_engine:
         return ENGINE_RATES.get(stage.arguments["target"], ENGINE_RATES["onnxruntime"])
-    return RATES[stage.work]
+    rates = RATES[stage.work]
+    if stage.work in (writing.write_onnx, sensitivity.try_choices):
+        rates = replace(rates, parameter_seconds=rates.parameter_seconds + _compressing_seconds(stage))
+    return rates
 
 
 def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) -> Cost:
@@ -216,7 +216,7 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
     probing = 0.0
     if stage.work is sensitivity.measure_sensitivity:  # each layer is compressed, and what follows is run
         runs[component] = recipe.mixed.samples * weights[component].layers / 2
-        probing = PROBE_SECONDS * weights[component].parameters / 1e9
+        probing = _compressing_seconds(stage) * weights[component].parameters / 1e9
     components = [component] if component else COMPONENTS
     multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
     memory = (

@@ -86,6 +86,11 @@ def file(task, compressors, tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def result(file):
+    return file.read()
+
+
 def stages_of(task, recipe):
     return [stage.name for stage in _compressing(task.bundle("onnxruntime", read_recipe(recipe)).engines["unet"])]
 
@@ -101,11 +106,6 @@ def test_a_mixed_recipe_takes_what_the_choice_among_all_components_takes_too(tas
     for component in COMPONENTS:
         assert f"{component}: try choices, mixed" in names
         assert f"{component}: measure the layers' sensitivity, mixed" in names
-
-
-@pytest.fixture(scope="module")
-def result(file):
-    return file.read()
 
 
 def test_the_error_is_relative_to_the_length_of_the_reference():
