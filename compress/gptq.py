@@ -6,11 +6,13 @@ arXiv 2210.17323, section 3, algorithm 1.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cholesky import upper_factor
 from .int4 import BlockWeights, Clip, checked_importance, checked_weight, decode, fit, nearest_codes
 
 
@@ -30,8 +32,8 @@ def gptq(
     is nearly always below that of `int4.compress`, but that is no theorem; with a diagonal covariance the codes are
     the same. The scales of a block are chosen when it is reached; clip "mse" weighs columns by C's diagonal. C may be
     singular: `damping_fraction` of the mean of its diagonal is added to the diagonal. An input that never fired, with
-    a zero there, stays out of that mean and is rounded to nearest: it may fire later. Takes memory for three float64
-    arrays of C's size.
+    a zero there, stays out of that mean and is rounded to nearest: it may fire later. Takes memory for one or two
+    float32 arrays of C's size, float64 ones where C is so nearly singular that it takes their digits.
 
     Raises ValueError as `int4.compress` does, and if the covariance does not fit the weight, is not finite or is
     not positive definite after damping.
@@ -41,7 +43,7 @@ def gptq(
     if covariance.shape != (columns, columns):
         raise ValueError(f"the covariance must be ({columns}, {columns}), got shape {covariance.shape}")
     importance = checked_importance(covariance.diagonal(), columns, "the diagonal of the covariance")
-    factor = _upper_factor(covariance, damping_fraction)
+    factor = _factor(covariance, damping_fraction)
     blocks = -(-columns // block)
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, blocks), np.float16)
@@ -57,7 +59,7 @@ def gptq(
     return BlockWeights(codes, scales, zero_points, block)
 
 
-def _upper_factor(covariance: NDArray[np.floating[Any]], damping_fraction: float) -> NDArray[np.float32]:
+def _factor(covariance: NDArray[np.floating[Any]], damping_fraction: float) -> NDArray[np.float32]:
     """The upper triangular R with R R^T = the damped covariance, over the mean of the live diagonal.
 
     The paper's factor is the inverse of R. With R no large inverse is needed: the error of output direction j is
@@ -68,27 +70,27 @@ def _upper_factor(covariance: NDArray[np.floating[Any]], damping_fraction: float
         raise ValueError(f"damping_fraction must be finite and not negative, got {damping_fraction}")
     if not np.isfinite(covariance).all():
         raise ValueError("the covariance has NaN or infinity in it")
-    damped = covariance.astype(np.float64)
-    live = damped.diagonal() > 0
-    damped /= damped.diagonal()[live].mean() if live.any() else 1.0
-    np.fill_diagonal(damped, np.where(live, damped.diagonal(), 1) + damping_fraction)
-    try:
-        lower = np.linalg.cholesky(damped[::-1, ::-1])
-    except np.linalg.LinAlgError as error:
-        raise ValueError(
-            f"the covariance is not positive definite with damping_fraction {damping_fraction}: raise it"
-        ) from error
-    return lower[::-1, ::-1].astype(np.float32, order="C")
+    diagonal = covariance.diagonal().astype(np.float64)
+    live = diagonal > 0
+    mean = diagonal[live].mean() if live.any() else 1.0
+    damped = np.where(live, diagonal / mean, 1) + damping_fraction
+    for kind in (np.float32, np.float64):  # the latter where the former has too few digits
+        found = np.divide(covariance, mean, dtype=kind, casting="same_kind")
+        np.fill_diagonal(found, damped)
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factor: NDArray[np.float32] = upper_factor(found).astype(np.float32, copy=False)
+            return factor
+    raise ValueError(f"the covariance is not positive definite with damping_fraction {damping_fraction}: raise it")
 
 
 def _round_columns(
     updated: NDArray[np.float32],
     corner: NDArray[np.float32],
-    scales: NDArray[np.float16],
+    stored_scales: NDArray[np.float16],
     zero_points: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     """The codes of a block's columns, left to right (the inner loop of algorithm 1): (rows, n) -> (rows, n)."""
-    columns = np.ascontiguousarray(updated.T)
+    columns, scales = np.ascontiguousarray(updated.T), stored_scales.astype(np.float32)
     codes = np.empty(columns.shape, np.uint8)
     for j, column in enumerate(columns):
         codes[j] = nearest_codes(column, scales, zero_points)

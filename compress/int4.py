@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Clip = Literal["none", "mse"]
+Scales = NDArray[np.float16] | NDArray[np.float32]  # as they are stored, or to compute with
 
 BLOCKS = (16, 32, 64, 128)
 FLOAT16_MAX = 65504.0
@@ -122,21 +123,17 @@ def fit(
     return scales, zero_points
 
 
-def nearest_codes(
-    values: NDArray[np.float32], scales: NDArray[np.float16], zero_points: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
+def nearest_codes(values: NDArray[np.float32], scales: Scales, zero_points: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The codes 0..15 whose levels are nearest to `values`; scales and zero points broadcast against them."""
-    codes = values / scales.astype(np.float32)
+    codes = values / scales.astype(np.float32, copy=False)
     np.rint(codes, out=codes)
     codes += zero_points
     return np.clip(codes, 0, 15, out=codes).astype(np.uint8)
 
 
-def decode(
-    codes: NDArray[np.uint8], scales: NDArray[np.float16], zero_points: NDArray[np.uint8]
-) -> NDArray[np.float32]:
+def decode(codes: NDArray[np.uint8], scales: Scales, zero_points: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The levels of `codes`, in float32; scales and zero points broadcast against them."""
-    return (codes.astype(np.float32) - zero_points) * scales.astype(np.float32)
+    return (codes.astype(np.float32) - zero_points) * scales.astype(np.float32, copy=False)
 
 
 def checked_weight(weight: NDArray[np.floating[Any]], block: int) -> NDArray[np.float32]:

@@ -13,15 +13,16 @@ _CHUNK = 1 << 17  # elements worked on at a time: what is temporary stays in the
 _PATTERNS = 1 << 16  # bit patterns of a float16
 _FINE_BINS = 4096  # a histogram of fewer bins may hide what is left to share inside of a bin
 
-# The dynamic programme chooses among this many positions for the cuts between clusters. Inertia above the best
-# known, Lloyd's iterations included, for 300,000 float16 values at 2 / 3 / 4 / 5 / 8 bits:
+# The dynamic programme chooses among so many positions for the cuts between clusters. Inertia above the best known,
+# Lloyd's iterations included, for 300,000 float16 values at 2 / 3 / 4 / 5 / 8 bits:
 #                               Gaussian                               Student's t, 3 degrees of freedom
 #   linear start                0 / 0.001 / 0.02 / 6.7 / 180 %         0 / 21 / 67 / 150 / 1500 %
 #   start at quantiles          0 / 0.001 / 0.01 / 0.5 / 230 %         0 / 0.01 / 0.1 / 10 / 1900 %
-#   programme, 512 positions    0 / 0.001 / 0.008 / 0.04 / 1.9 %       0 / 0.001 / 0.02 / 0.01 / 1.7 %
-#   programme, 2048 positions   0 / 0 / 0.0004 / 0.003 / 0.2 %         0 / 0 / 0.0004 / 0.002 / 0.1 %
-# 4096 positions gain no more than what is left of that, and take twice the time (30 ms for 16 entries).
-_CUTS = 2048
+#   programme, 32 for an entry  0 / 0 / 0.002 / 0.007 / 0.2 %          0 / 0.001 / 0.003 / 0.009 / 0.1 %
+# The last is with at most 2048 positions: 4096 gain no more than what is left of that, and take twice the time.
+_CUTS_FOR_AN_ENTRY = 32
+_LEAST_CUTS = 512
+_MOST_CUTS = 2048
 
 # The finite float16 patterns from the smallest value to the largest, without the pattern of -0.0.
 _ORDER = np.concatenate([np.arange(0xFBFF, 0x8000, -1), np.arange(0x7C00)])
@@ -80,7 +81,7 @@ def compress(
     bits 1 to 8. `importance`: what each squared error counts, non-negative, of a shape that broadcasts to the
     weight's; where a group's is zero throughout, all its weights count alike. `keep_zero`: 0.0 is an entry of each
     codebook and exact zeros map to it. A group with no more distinct values than entries is kept exactly, and spare
-    entries repeat the last. At most 2048 distinct values are shared optimally; float32 weights that are no
+    entries repeat the last. At most 512 distinct values are shared optimally; float32 weights that are no
     float16 values are binned by their rounding to float16 to find the entries (the means of the true values).
 
     Raises ValueError for bits, groups or an importance other than these, and for a weight that is empty or not finite.
@@ -255,7 +256,7 @@ def _cluster(
         centre = float(values @ masses)  # moments about the mean lose no digits
     values = values - centre
     moments = values * masses
-    cuts = _candidates(values, masses)
+    cuts = _candidates(values, masses, min(max(_CUTS_FOR_AN_ENTRY * clusters, _LEAST_CUTS), _MOST_CUTS))
     mass, moment = (np.concatenate([[0.0], np.cumsum(terms)])[cuts] for terms in (masses, moments))
     pinned = int(np.searchsorted(cuts, zero, "right")) - 1
     starts = cuts[_best_starts(mass, moment, clusters, pinned)]
@@ -263,17 +264,17 @@ def _cluster(
     return np.sort(_lloyd(values, masses, moments, starts, zero) + centre)
 
 
-def _candidates(values: NDArray[np.float64], masses: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Ascending positions for cuts between clusters, 0 and the end among them: all, or about _CUTS of them."""
-    if values.size <= _CUTS:
+def _candidates(values: NDArray[np.float64], masses: NDArray[np.float64], most: int) -> NDArray[np.intp]:
+    """Ascending positions for cuts between clusters, 0 and the end among them: all, or about `most` of them."""
+    if values.size <= most:
         return np.arange(values.size + 1)
     # As dense as the entries of a good codebook of that size, which is the cube root of the density (Panter & Dite
     # 1951). A far outlier would draw all of them, so what one bin has beyond its one position goes to the others.
     spread = np.cbrt(masses * np.gradient(values) ** 2)
     for _ in range(20):  # settles in fewer
-        spread = np.minimum(spread, spread.sum() / _CUTS)
+        spread = np.minimum(spread, spread.sum() / most)
     spread = np.cumsum(spread)
-    inner = np.searchsorted(spread, (np.arange(_CUTS) + 0.5) / _CUTS * spread[-1])
+    inner = np.searchsorted(spread, (np.arange(most) + 0.5) / most * spread[-1])
     return np.unique(np.concatenate([[0], inner, [values.size]]))
 
 

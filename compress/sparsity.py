@@ -9,6 +9,7 @@ Source of the pattern and its storage: Mishra et al., "Accelerating Sparse Deep 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bits import pack_bits, unpack_bits
+from .cholesky import upper_factor
 from .pruning import check_matrix, prune
 
 _MAX_M = 16
@@ -156,9 +158,10 @@ def _prune_and_update(
         raise ValueError(f"weights are changed, so they must be floats, got {weight.dtype}")
     if covariance.shape != (columns, columns):
         raise ValueError(f"the covariance must have shape {(columns, columns)}, got {covariance.shape}")
-    factor = _upper_factor(covariance, damping_fraction)
+    kind = np.result_type(weight, np.float32)
+    factor = _factor(covariance, damping_fraction, kind)
     result = np.empty_like(weight)
-    lost = np.empty((rows, columns))  # W - Q, of the columns done so far
+    lost = np.empty((rows, columns), kind)  # W - Q, of the columns done so far
     panel_columns = _PANEL_COLUMNS // block_columns * block_columns
     for start in range(0, columns, panel_columns):
         panel = slice(start, start + panel_columns)
@@ -176,20 +179,20 @@ def _prune_and_update(
     return result
 
 
-def _upper_factor(covariance: NDArray[Any], damping_fraction: float) -> NDArray[np.floating[Any]]:
-    """R, upper triangular, with R R^T = H, the damped covariance."""
+def _factor(covariance: NDArray[Any], damping_fraction: float, kind: np.dtype[Any]) -> NDArray[Any]:
+    """R, upper triangular, with R R^T = H, the damped covariance; in float64 where `kind` has too few digits."""
     if not damping_fraction >= 0:
         raise ValueError(f"damping_fraction must not be negative, got {damping_fraction}")
-    flipped = covariance[::-1, ::-1].astype(np.float64)
-    diagonal = np.einsum("ii->i", flipped)
-    # Without any input all columns count the same
-    diagonal += damping_fraction * (diagonal.mean() or 1.0)
-    try:
-        return np.linalg.cholesky(flipped)[::-1, ::-1]
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"the covariance is not positive definite with damping_fraction {damping_fraction}; try a larger one"
-        ) from None
+    diagonal = covariance.diagonal().astype(np.float64)
+    diagonal += damping_fraction * (diagonal.mean() or 1.0)  # without any input all columns count the same
+    for digits in (kind, np.float64):
+        damped = covariance.astype(digits, order="C")
+        np.fill_diagonal(damped, diagonal)
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return upper_factor(damped).astype(kind, copy=False)
+    raise ValueError(
+        f"the covariance is not positive definite with damping_fraction {damping_fraction}; try a larger one"
+    )
 
 
 def _highest(scores: NDArray[Any], n: int) -> NDArray[np.bool_]:
