@@ -114,10 +114,11 @@ def fit(
         scales = _stored(step)
         zero_points = np.clip(np.rint(-low / scales.astype(np.float32)), 0, 15).astype(np.uint8)
     if clip == "mse":
-        least = _squared_error(values, importance, scales, zero_points)
+        scratch = np.empty((2, *values.shape), np.float32)
+        least = _squared_error(values, importance, scales, zero_points, scratch)
         for factor in FACTORS:
             candidates = _stored(step * factor)
-            error = _squared_error(values, importance, candidates, zero_points)
+            error = _squared_error(values, importance, candidates, zero_points, scratch)
             scales = np.where(error < least, candidates, scales)
             least = np.minimum(error, least)
     return scales, zero_points
@@ -177,10 +178,16 @@ def _squared_error(
     importance: NDArray[np.float32],
     scales: NDArray[np.float16],
     zero_points: NDArray[np.uint8],
+    scratch: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    scales, zero_points = scales[..., None], zero_points[..., None]
-    error = decode(nearest_codes(values, scales, zero_points), scales, zero_points) - values
-    error *= error
-    error *= importance
-    total: NDArray[np.float32] = error.sum(axis=-1)
+    """The error of the nearest codes, in few passes over `scratch`, (2, ..., n): fresh memory would take longest."""
+    step, zero = scales.astype(np.float32), zero_points[..., None].astype(np.float32)
+    steps, error = scratch
+    np.divide(values, step[..., None], out=steps)
+    np.rint(steps, out=error)
+    np.maximum(error, -zero, out=error)
+    np.minimum(error, 15 - zero, out=error)
+    error -= steps
+    np.multiply(error, importance, out=steps)
+    total: NDArray[np.float32] = np.einsum("...i,...i->...", error, steps) * np.square(step)
     return total
