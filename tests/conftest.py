@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ DEMO = ROOT / "models" / "demo"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 sys.path.insert(0, str(ROOT / "models"))  # scenes.py is a script's module, not the package's
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down that it is ignored
 
 
 @pytest.fixture(scope="session", autouse=True)
