@@ -127,8 +127,12 @@ def run(checkpoint: str, targets: Sequence[str], recipes: Sequence[str], work: P
         for entry in measured(opened, missing, recipe, work, jobs):
             entries[entry.target, entry.recipe] = entry
             print(f"{entry.target} {entry.recipe}: {entry.refused or 'built'}", file=sys.stderr)
-            ordered = sorted(entries.values(), key=lambda one: list(FORMS).index(one.target))
-            _write(opened.name, tuple(ordered), out)
+            _write(opened.name, tuple(sorted(entries.values(), key=_place)), out)
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    """Where in the result an entry stands: by target, then by recipe, files of the user's own last."""
+    return list(FORMS).index(entry.target), (*RECIPES, entry.recipe).index(entry.recipe)
 
 
 def _write(name: str, entries: tuple[Entry, ...], out: Path) -> None:

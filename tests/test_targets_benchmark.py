@@ -37,6 +37,14 @@ def test_each_target_is_built_or_refused_with_the_reason(build):
         assert entries[name].cpu_seconds > 0
 
 
+def test_what_is_known_stands_by_target_and_recipe_in_whatever_order_it_was_tried(tiny_checkpoint, tmp_path):
+    for target, recipe in (("openvino-npu", "a8w8"), ("openvino-npu", "fp32"), ("onnxruntime-qnn", "fp32")):
+        run(str(tiny_checkpoint), [target], [recipe], tmp_path, tmp_path / "result.json")  # all refused
+    result = msgspec.json.decode((tmp_path / "result.json").read_bytes(), type=TargetsResult)
+    found = [(entry.target, entry.recipe) for entry in result.entries]
+    assert found == [("onnxruntime-qnn", "fp32"), ("openvino-npu", "fp32"), ("openvino-npu", "a8w8")]
+
+
 def test_the_targets_after_one_that_fails_are_built(build, tmp_path):
     recipe = tmp_path / "exact.toml"
     recipe.write_text(EXACT)
