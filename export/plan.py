@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..compress.recipe import Recipe
+from ..compress.recipe import Int4, Recipe, Rule
 from ..runtime.backends import backend_for, maker_version
 from ..runtime.bundle import COMPONENTS, MANIFEST_NAME, SCHEMA_VERSION, Bundle, open_manifest
 from ..runtime.errors import BundleError, MissingPackageError, UserError
@@ -299,8 +299,9 @@ class BundlePlan:
         mixed = self.recipe.mixed and msgspec.structs.replace(self.recipe.mixed, bits=1, budget_mb=None)
         narrowed = tuple(msgspec.structs.replace(entry, fraction=0, correct=True) for entry in self.recipe.structured)
         rounding = self.recipe.activations and msgspec.structs.replace(self.recipe.activations, symmetric=False)
-        recipe = msgspec.structs.replace(  # the same for every budget, and for both kinds of codes
-            self.recipe, mixed=mixed, structured=narrowed, activations=rounding
+        rules = tuple(_with_usual_scales(rule) for rule in self.recipe.rules)
+        recipe = msgspec.structs.replace(  # the same for every budget, and for all kinds of codes and scales
+            self.recipe, mixed=mixed, structured=narrowed, activations=rounding, rules=rules
         )
         found: dict[str, Any] = msgspec.to_builtins({key: getattr(recipe, key) for key in GRAPH_KEYS})
         return found
@@ -346,6 +347,13 @@ class BundlePlan:
         plan = self.plan
         sizes = plan.shapes.sizes[:count]
         return [dimensions(size, plan.checkpoint.vae_scale_factor, plan.shapes.batch) for size in sizes]
+
+
+def _with_usual_scales(rule: Rule) -> Rule:
+    """A rule whose blocks of four bits, if it has any, have the scales that are usual."""
+    if not isinstance(rule.store, Int4):
+        return rule
+    return msgspec.structs.replace(rule, store=msgspec.structs.replace(rule.store, symmetric=True, positive=False))
 
 
 def skip_connections(checkpoint: Checkpoint) -> int:

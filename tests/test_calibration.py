@@ -251,6 +251,14 @@ def test_another_fraction_of_what_goes_measures_nothing_anew(tmp_path):
     assert first.needs[1].key == second.needs[1].key
 
 
+def test_the_scales_that_a_target_asks_for_measure_nothing_anew(tmp_path):
+    gptq = '[[rules]]\noperators = ["MatMul"]\nstore = { method = "int4", rounding = "gptq" }\nengine = "int4"\n'
+    plan = plan_with(tmp_path, gptq, targets=("onnxruntime", "tensorrt"))
+    first, second = (bundle.engines["unet"].needs[0] for bundle in plan.bundles)
+    assert first.key != second.key
+    assert first.needs[1].key == second.needs[1].key
+
+
 def test_narrow_layers_are_smaller_in_the_engine_and_counted_in_the_manifest(compressed):
     exact, small = (open_manifest(compressed[f"onnxruntime-{name}"]) for name in ("fp32", "narrow"))
     before, after = (bundle.manifest.components["unet"].parameters for bundle in (exact, small))
