@@ -14,6 +14,7 @@ from .layers import Layer
 from .statistics import TensorStatistics, even_choice
 
 MOST_COLUMNS = 6144  # of a layer whose covariance is measured: 150 MB of float32
+ROWS_AT_ONCE = 1024  # inputs whose products are added up together: a few at a time would take longer
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,33 @@ class Covariance:
     layer: Layer
     of_channels: bool = False
     _sum: NDArray[np.float32] | None = field(default=None, init=False)
+    _rows: list[NDArray[np.float32]] = field(default_factory=list, init=False)  # that are not in the sum yet
     _count: int = field(default=0, init=False)
 
     @property
     def size_bytes(self) -> int:
         """What it takes in memory."""
         side = self.layer.matrix_shape[-1] if self.of_channels else self.layer.columns
-        return 4 * side**2
+        return 4 * side * (side + ROWS_AT_ONCE)
 
     def add(self, values: NDArray[np.float32], most: int) -> None:
         """Take in `most` (at least one) of what flows into it: pictures (n, channels, h, w), or (..., channels)."""
         rows = (channel_rows if self.of_channels else input_rows)(self.layer, values, max(1, most))
+        self._rows.append(rows)
+        self._count += len(rows)
+        if sum(map(len, self._rows)) >= ROWS_AT_ONCE:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        rows = np.concatenate(self._rows)
         squares = rows.T @ rows
         self._sum = squares if self._sum is None else np.add(self._sum, squares, out=self._sum)
-        self._count += len(rows)
+        self._rows.clear()
 
     def mean(self) -> NDArray[np.float32]:
         """The covariance about zero, (columns, columns) or (channels, channels)."""
+        if self._rows:
+            self._multiply()
         if self._sum is None:
             raise ValueError(f"no inputs of '{self.layer.name}' were seen")
         return self._sum / np.float32(self._count)

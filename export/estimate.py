@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..compress.recipe import KMeans, Recipe, Rule
 from ..runtime.bundle import COMPONENTS
@@ -165,6 +165,8 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
     sizes = shapes.sizes if probed else shapes.sizes[:1]
     pixels = [(shapes.batch if component == "unet" else 1) * width * height for width, height in sizes]
     once = rates.start_seconds + rates.tensor_seconds * own.tensors + rates.parameter_seconds * own.parameters / 1e9
+    if stage.work in (writing.write_onnx, sensitivity.try_choices):
+        once += _compressing_seconds(stage, own)
     computing = rates.multiply_add_seconds * MULTIPLY_ADDS[component] * own.parameters * sum(pixels) / 1e12
     stored = _stored_bytes(own, stage.arguments["recipe"]) if rates.stored else 0
     memory = (
@@ -177,33 +179,30 @@ def stage_cost(stage: Stage, weights: Mapping[str, Weights], shapes: Shapes) -> 
     return Cost(len(sizes) * once + computing, round(memory))
 
 
-def _compressing_seconds(stage: Stage) -> float:
-    """About what a stage takes to compress 1e9 parameters: by all choices of a mixed recipe, or by the slowest rule."""
+def _compressing_seconds(stage: Stage, own: Weights) -> float:
+    """About what a stage takes to compress a component: by all choices of a mixed recipe, or by the slowest rule."""
     recipe = stage.arguments["recipe"]
-    choices = [_rule_seconds(rule) for rule in (recipe.mixed.choices if recipe.mixed else ())]
+    choices = [_rule_seconds(rule, own) for rule in (recipe.mixed.choices if recipe.mixed else ())]
     if stage.work is sensitivity.try_choices:
         return sum(choices)
-    structured = 110.0 if recipe.structured and stage.work is writing.write_onnx else 0.0
-    return max((*map(_rule_seconds, recipe.rules), *choices, structured))
+    structured = 110e-9 * own.parameters if recipe.structured and stage.work is writing.write_onnx else 0.0
+    return max((*(_rule_seconds(rule, own) for rule in recipe.rules), *choices, structured))
 
 
-def _rule_seconds(rule: Rule) -> float:
-    """For 1e9 parameters; fitted to full-size-compression.json, part of which was measured beside other work."""
+def _rule_seconds(rule: Rule, own: Weights) -> float:
+    """For all weights and layers of a component; fitted to full-size-targets.json and the demo model's stages."""
     if rule.needs_covariance:
-        return 370
+        return 150e-9 * own.parameters + 0.1 * own.layers
     if isinstance(rule.store, KMeans):
-        return 170
-    return 100 if rule.store or rule.prune or rule.sparsify else 30
+        return 140e-9 * own.parameters + 0.005 * rule.store.groups * own.layers
+    return (100e-9 if rule.store or rule.prune or rule.sparsify else 30e-9) * own.parameters
 
 
 def _rates(stage: Stage) -> Rates:
     """For a target that was not measured those of ONNX Runtime, which takes the most."""
     if stage.work is compiling.compile_engine:
         return ENGINE_RATES.get(stage.arguments["target"], ENGINE_RATES["onnxruntime"])
-    rates = RATES[stage.work]
-    if stage.work in (writing.write_onnx, sensitivity.try_choices):
-        rates = replace(rates, parameter_seconds=rates.parameter_seconds + _compressing_seconds(stage))
-    return rates
+    return RATES[stage.work]
 
 
 def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) -> Cost:
@@ -216,7 +215,7 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
     probing = 0.0
     if stage.work is sensitivity.measure_sensitivity:  # each layer is compressed, and what follows is run
         runs[component] = recipe.mixed.samples * weights[component].layers / 2
-        probing = _compressing_seconds(stage) * weights[component].parameters / 1e9
+        probing = _compressing_seconds(stage, weights[component])
     components = [component] if component else COMPONENTS
     multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
     memory = (

@@ -9,7 +9,7 @@ import pytest
 from graphs import CHANNELS, SIDE, initializer, inputs, named, run, session, small_model, snr_db
 
 from outzoom.compress.cast import cast_weights
-from outzoom.compress.inputs import Covariance, Inputs, covariance_file, input_rows
+from outzoom.compress.inputs import ROWS_AT_ONCE, Covariance, Inputs, covariance_file, input_rows
 from outzoom.compress.layers import find_layers
 from outzoom.compress.packing import PackedWriter
 from outzoom.compress.recipe import Int4, KMeans, Prune, Recipe, Rule, Sparsify
@@ -406,6 +406,17 @@ def test_a_covariance_by_hand_and_of_an_even_choice_of_rows():
     covariance.add(values, 2)
     assert covariance.mean()[:2, :2].tolist() == [[5, 1], [1, 2]]
     assert not covariance.mean()[2:].any()
+
+
+@pytest.mark.parametrize("rows", [1, ROWS_AT_ONCE - 1, ROWS_AT_ONCE])
+def test_a_covariance_is_of_all_rows_however_few_come_at_a_time(rows):
+    _, linear, _, _ = find_layers(small_model())
+    covariance, rng = Covariance(linear), np.random.default_rng(0)
+    seen = [rng.standard_normal((rows, linear.columns)).astype(np.float32) for _ in range(3)]
+    for values in seen:
+        covariance.add(values, rows)
+    whole = np.concatenate(seen).astype(np.float64)
+    assert np.allclose(covariance.mean(), whole.T @ whole / len(whole), atol=1e-5)  # float32 adds up thousands
 
 
 def test_a_rule_that_looks_at_inputs_needs_statistics(compress):
