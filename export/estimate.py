@@ -77,6 +77,7 @@ ENGINE_RATES = {  # of compiling.compile_engine, by target
 }  # fmt: skip
 
 # What runs engines on recorded inputs, a segment after another: counted at the rates of what checks engines.
+RUN_TENSOR_SECONDS = 0.0003  # and for each tensor of each run, whatever its size: most of what the demo model takes
 RUNS = (calibration.record_trajectories, calibration.measure_activations, sensitivity.measure_sensitivity)
 
 
@@ -218,12 +219,13 @@ def _calibration_cost(stage: Stage, weights: Mapping[str, Weights], size: Size) 
         probing = _compressing_seconds(stage, weights[component])
     components = [component] if component else COMPONENTS
     multiply_adds = pixels * sum(runs[name] * MULTIPLY_ADDS[name] * weights[name].parameters for name in components)
+    handling = RUN_TENSOR_SECONDS * sum(runs[name] * weights[name].tensors for name in components)
     memory = (
         rates.start_mib * 2**20
         + min(max(4 * weights[name].parameters for name in components), SEGMENT_BYTES)
         + rates.activations * pixels * max(ACTIVATION_BYTES[name] for name in components)
     )
-    return Cost(probing + rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
+    return Cost(probing + handling + rates.multiply_add_seconds * multiply_adds / 1e12, round(memory))
 
 
 def _bundle_bytes(bundle: BundlePlan, weights: Mapping[str, Weights]) -> int:
