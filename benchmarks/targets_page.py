@@ -35,7 +35,8 @@ def targets(result: dict[str, Any]) -> str:
             checked[entry["checked_on"]].append(name)
     for on, those in checked.items():
         lines += ["", f"The parity of {', '.join(f'`{name}`' for name in those)} was measured on engines of `{on}`."]
-    away = {name: reason for name, reason in result["absent"].items() if reason and name in names}
+    built = {name for (name, _), entry in entries.items() if entry["components"]}
+    away = {name: reason for name, reason in result["absent"].items() if reason and name in built}
     lines += ["", *(f"- Built, not run, `{name}`: {reason}." for name, reason in away.items())]
     return "\n".join([*lines, "", *_component_table(entries, names, recipes)])
 

@@ -6,13 +6,12 @@ arXiv 2210.17323, section 3, algorithm 1.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cholesky import upper_factor
+from .cholesky import damped_factor
 from .int4 import BlockWeights, Clip, checked_importance, checked_weight, decode, fit, nearest_codes
 
 
@@ -74,13 +73,12 @@ def _factor(covariance: NDArray[np.floating[Any]], damping_fraction: float) -> N
     live = diagonal > 0
     mean = diagonal[live].mean() if live.any() else 1.0
     damped = np.where(live, diagonal / mean, 1) + damping_fraction
-    for kind in (np.float32, np.float64):  # the latter where the former has too few digits
-        found = np.divide(covariance, mean, dtype=kind, casting="same_kind")
-        np.fill_diagonal(found, damped)
-        with contextlib.suppress(np.linalg.LinAlgError):
-            factor: NDArray[np.float32] = upper_factor(found).astype(np.float32, copy=False)
-            return factor
-    raise ValueError(f"the covariance is not positive definite with damping_fraction {damping_fraction}: raise it")
+    try:
+        return damped_factor(covariance, mean, damped, np.dtype(np.float32))
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"the covariance is not positive definite with damping_fraction {damping_fraction}: raise it"
+        ) from error
 
 
 def _round_columns(

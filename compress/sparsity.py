@@ -9,7 +9,6 @@ Source of the pattern and its storage: Mishra et al., "Accelerating Sparse Deep 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bits import pack_bits, unpack_bits
-from .cholesky import upper_factor
+from .cholesky import damped_factor
 from .pruning import check_matrix, prune
 
 _MAX_M = 16
@@ -180,19 +179,17 @@ def _prune_and_update(
 
 
 def _factor(covariance: NDArray[Any], damping_fraction: float, kind: np.dtype[Any]) -> NDArray[Any]:
-    """R, upper triangular, with R R^T = H, the damped covariance; in float64 where `kind` has too few digits."""
+    """R, upper triangular, with R R^T = H, the damped covariance, over the mean of its diagonal."""
     if not damping_fraction >= 0:
         raise ValueError(f"damping_fraction must not be negative, got {damping_fraction}")
     diagonal = covariance.diagonal().astype(np.float64)
-    diagonal += damping_fraction * (diagonal.mean() or 1.0)  # without any input all columns count the same
-    for digits in (kind, np.float64):
-        damped = covariance.astype(digits, order="C")
-        np.fill_diagonal(damped, diagonal)
-        with contextlib.suppress(np.linalg.LinAlgError):
-            return upper_factor(damped).astype(kind, copy=False)
-    raise ValueError(
-        f"the covariance is not positive definite with damping_fraction {damping_fraction}; try a larger one"
-    )
+    mean = diagonal.mean() or 1.0  # without any input all columns count the same
+    try:
+        return damped_factor(covariance, mean, diagonal / mean + damping_fraction, kind)
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"the covariance is not positive definite with damping_fraction {damping_fraction}; try a larger one"
+        ) from None
 
 
 def _highest(scores: NDArray[Any], n: int) -> NDArray[np.bool_]:

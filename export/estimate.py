@@ -191,7 +191,7 @@ def _compressing_seconds(stage: Stage, own: Weights) -> float:
 
 
 def _rule_seconds(rule: Rule, own: Weights) -> float:
-    """For all weights and layers of a component; fitted to full-size-targets.json and the demo model's stages."""
+    """For a component; fitted to stages of full-size SD2 and of the demo model, part of them beside other work."""
     if rule.needs_covariance:
         return 150e-9 * own.parameters + 0.1 * own.layers
     if isinstance(rule.store, KMeans):

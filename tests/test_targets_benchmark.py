@@ -1,9 +1,12 @@
 """The benchmark of targets: what was built, what is refused and why, and that a second run goes on from there."""
 
+import json
+
 import msgspec
 import pytest
 
 from outzoom.benchmarks.targets import TargetsResult, run
+from outzoom.benchmarks.targets_page import targets
 from outzoom.runtime.bundle import MANIFEST_NAME
 
 EXACT = """description = "Nearer than the processor's 16 bits."
@@ -43,6 +46,15 @@ def test_what_is_known_stands_by_target_and_recipe_in_whatever_order_it_was_trie
     result = msgspec.json.decode((tmp_path / "result.json").read_bytes(), type=TargetsResult)
     found = [(entry.target, entry.recipe) for entry in result.entries]
     assert found == [("onnxruntime-qnn", "fp32"), ("openvino-npu", "fp32"), ("openvino-npu", "a8w8")]
+
+
+def test_the_table_does_not_call_built_what_was_refused(tiny_checkpoint, tmp_path):
+    run(str(tiny_checkpoint), ["openvino-npu"], ["fp32"], tmp_path, tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    result["absent"]["openvino-npu"] = "no NPU"
+    page = targets(result)
+    assert "| `openvino-npu` | on device | refused [1] |" in page
+    assert "Built, not run" not in page
 
 
 def test_the_targets_after_one_that_fails_are_built(build, tmp_path):
